@@ -1,0 +1,1 @@
+"""The job-submission SDK and the `farm` command line. Light: no torch."""

@@ -1,0 +1,1 @@
+"""The GPU worker: one warm inpaint pipeline, one job after another."""
