@@ -1,0 +1,330 @@
+"""What crosses the wire: frozen, versioned, JSON in and out.
+
+`InpaintJob` is what a producer asks for, `JobResult` what the farm answers, one JSON object each. Field names are
+diffusers' first, then those of the hosted APIs. Unknown fields are refused by name; a value out of range is
+`InvalidParameter` with the field's path. The same checks run in the client and again in the worker.
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from datetime import datetime
+from difflib import get_close_matches
+from hashlib import sha256
+from typing import Annotated, Any, Final, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import ModelWrapValidatorHandler as Handler
+from pydantic_core import PydanticCustomError
+
+from farm.errors import (
+    FarmError,
+    InvalidParameter,
+    InvalidPrompt,
+    SpecTooLarge,
+    UnknownField,
+    UnsupportedSpecVersion,
+)
+from farm.names import check_name, check_uri
+from farm.states import JobState
+
+SCHEMA_VERSION: Final = 1
+MAX_SPEC_BYTES = 64 * 1024
+MAX_PROMPT_BYTES = 8 * 1024
+
+SchedulerName = Literal[
+    "model", "ddim", "ddpm", "pndm", "lms", "euler", "euler_ancestral", "heun", "dpmpp_2m", "dpmpp_2m_karras",
+    "dpmpp_2m_sde", "dpmpp_2m_sde_karras", "dpmpp_2s", "dpmpp_sde", "kdpm2", "kdpm2_ancestral", "deis", "unipc", "lcm",
+]  # fmt: skip
+OutputFormat = Literal["png", "jpeg", "webp"]
+
+_inside: ContextVar[bool] = ContextVar("inside a message", default=False)
+
+
+class Message(BaseModel):
+    """A frozen message that raises the farm's own errors, with the path of the field that is wrong."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, str_max_length=256 * 1024)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _translate(cls, data: Any, handler: Handler[Self]) -> Self:
+        if _inside.get():  # a message inside a message: the outermost one knows the whole path
+            return handler(data)
+        token = _inside.set(True)
+        try:
+            return handler(data)
+        except ValidationError as error:
+            raise _farm_error(error, cls) from None
+        finally:
+            _inside.reset(token)
+
+    def to_json(self) -> bytes:
+        """Compact UTF-8 JSON, keys in declaration order: equal messages are equal bytes."""
+        return self.model_dump_json().encode()
+
+    @classmethod
+    def from_json(cls, data: bytes | str) -> Self:
+        try:
+            return cls.model_validate_json(data)
+        except ValidationError as error:  # not JSON at all: no validator of ours has run
+            raise _farm_error(error, cls) from None
+
+
+def _farm_error(error: ValidationError, cls: type[BaseModel]) -> FarmError:
+    first = error.errors(include_url=False, include_context=True)[0]
+    path = ".".join(str(part) for part in first["loc"]) or cls.__name__
+    kind, given = first["type"], first.get("input")
+    if kind == "extra_forbidden":
+        near = get_close_matches(str(first["loc"][-1]), cls.model_fields, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "remove it."
+        return UnknownField(f"{path!r} is not a field of {cls.__name__}; {hint}")
+    if path == "schema_version":
+        return UnsupportedSpecVersion(f"schema_version {given!r} is not known here; this farm reads {SCHEMA_VERSION}.")
+    if kind == "string_unicode":
+        return InvalidPrompt(f"{path}: holds a lone surrogate; send valid Unicode.")
+    if kind == "json_invalid":
+        return InvalidParameter(cls.__name__, f"is not valid JSON: {first['msg']}")
+    shown = "" if isinstance(given, (dict, list, tuple)) or kind == "missing" else f", not {given!r:.80}"
+    return InvalidParameter(path, first["msg"][0].lower() + first["msg"][1:] + shown)
+
+
+def _check_prompt(field: str, text: str) -> str:
+    size = len(text.encode())
+    if size > MAX_PROMPT_BYTES:
+        raise InvalidPrompt(f"{field}: {size} bytes; at most {MAX_PROMPT_BYTES}.")
+    if "\x00" in text:
+        raise InvalidPrompt(f"{field}: holds a NUL character; remove it.")
+    return text
+
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class LoraRef(Message):
+    """A LoRA by address. `scale` multiplies its effect; `sha256`, if given, pins the file's bytes."""
+
+    path: str
+    scale: float = Field(default=1.0, ge=-10, le=10)
+    sha256: Sha256 | None = None
+
+    @field_validator("path")
+    @classmethod
+    def _path(cls, value: str) -> str:
+        return check_uri("loras.path", value)
+
+
+class EmbeddingRef(Message):
+    """A textual inversion by address; `token` is the word in the prompt that stands for it."""
+
+    path: str
+    token: str | None = Field(default=None, min_length=1, max_length=64)
+    sha256: Sha256 | None = None
+
+    @field_validator("path")
+    @classmethod
+    def _path(cls, value: str) -> str:
+        return check_uri("embeddings.path", value)
+
+
+class IpAdapterRef(Message):
+    """An IP-Adapter by address, and the reference image that it follows."""
+
+    path: str
+    image: str
+    scale: float = Field(default=0.6, ge=0, le=2)
+    sha256: Sha256 | None = None
+
+    @field_validator("path", "image")
+    @classmethod
+    def _path(cls, value: str) -> str:
+        return check_uri("ip_adapter", value)
+
+
+class InpaintJob(Message):
+    """One edit: an image, a mask, what to paint there, and how."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    tenant: str = "default"
+    custom_id: str = ""  # empty: named after the job's content when it is submitted
+    model: str = "sd15-inpaint"
+
+    image: str
+    mask: str | None = None
+    mask_polarity: Literal["white_edits", "black_edits", "transparent_edits"] = "white_edits"
+
+    prompt: str = ""
+    negative_prompt: str = ""
+    loras: tuple[LoraRef, ...] = Field(default=(), max_length=16)
+    embeddings: tuple[EmbeddingRef, ...] = Field(default=(), max_length=16)
+    ip_adapter: IpAdapterRef | None = None
+
+    strength: float = Field(default=1.0, ge=0, le=1)
+    guidance_scale: float = Field(default=7.5, ge=0, le=100)
+    num_inference_steps: int = Field(default=30, ge=1, le=1000)
+    scheduler: SchedulerName = "ddim"
+    seed: int | None = Field(default=None, ge=0, lt=2**63)
+    num_images_per_prompt: int = Field(default=1, ge=1, le=16)
+    height: int | None = Field(default=None, ge=64, le=2048)
+    width: int | None = Field(default=None, ge=64, le=2048)
+    clip_skip: int | None = Field(default=None, ge=1, le=11)
+    eta: float = Field(default=0.0, ge=0, le=1)
+
+    padding_mask_crop: int | None = Field(default=32, ge=0, le=4096)
+    grow_mask: int = Field(default=5, ge=0, le=256)
+    mask_blur: int = Field(default=4, ge=0, le=256)
+    preserve_unmasked: bool = True
+
+    output: str | None = None  # a prefix ending in "/"; none: the farm's own
+    output_format: OutputFormat = "png"
+    output_quality: int = Field(default=95, ge=1, le=100)
+    if_exists: Literal["fail", "skip", "version"] = "fail"
+
+    priority: int = Field(default=50, ge=0, le=100)
+    deadline: datetime | None = None
+    webhook_url: str | None = None
+    metadata: dict[str, str] = Field(default_factory=dict, max_length=64)
+
+    @field_validator("tenant", "model")
+    @classmethod
+    def _name(cls, value: str, info: Any) -> str:
+        return check_name(info.field_name, value)
+
+    @field_validator("custom_id")
+    @classmethod
+    def _custom_id(cls, value: str) -> str:
+        return check_name("custom_id", value) if value else value
+
+    @field_validator("image", "mask")
+    @classmethod
+    def _uri(cls, value: str | None, info: Any) -> str | None:
+        return value if value is None else check_uri(info.field_name, value)
+
+    @field_validator("output")
+    @classmethod
+    def _output(cls, value: str | None) -> str | None:
+        if value is not None and not value.endswith("/"):
+            raise InvalidParameter("output", "is a prefix and must end in '/'")
+        return value if value is None else check_uri("output", value)
+
+    @field_validator("prompt", "negative_prompt")
+    @classmethod
+    def _prompt(cls, value: str, info: Any) -> str:
+        return _check_prompt(info.field_name, value)
+
+    @field_validator("height", "width")
+    @classmethod
+    def _side(cls, value: int | None) -> int | None:
+        if value is not None and value % 8:
+            raise PydanticCustomError("multiple_of", "must be divisible by 8")
+        return value
+
+    @field_validator("deadline")
+    @classmethod
+    def _deadline(cls, value: datetime | None) -> datetime | None:
+        if value is not None and value.tzinfo is None:
+            raise PydanticCustomError("timezone", "must carry a time zone, e.g. 2030-01-31T12:00:00Z")
+        return value
+
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        if (self.height is None) != (self.width is None):
+            raise InvalidParameter("height", "and width are given together or not at all")
+        if self.webhook_url is not None:
+            raise InvalidParameter("webhook_url", "is not served by this version; leave it out")
+        return self
+
+    @classmethod
+    def from_json(cls, data: bytes | str) -> Self:
+        if len(data) > MAX_SPEC_BYTES:
+            raise SpecTooLarge(f"A job is at most {MAX_SPEC_BYTES} bytes of JSON, this one has {len(data)}.")
+        return super().from_json(data)
+
+    def content_name(self) -> str:
+        """A custom_id for a job without one: 16 hex digits of its content's hash."""
+        content = self.model_dump_json(exclude={"custom_id"})
+        return sha256(content.encode()).hexdigest()[:16]
+
+
+class ErrorInfo(Message):
+    """Why a job did not succeed: a stable code, and a sentence a person can act on."""
+
+    code: str
+    message: str
+
+
+class Output(Message):
+    """One picture that was written. `seed` makes it again."""
+
+    uri: str
+    sha256: Sha256
+    bytes: int
+    width: int
+    height: int
+    seed: int
+
+
+class Receipt(Message):
+    """The promise, measured: read back from the object that was written and compared with the source image.
+
+    `max_abs_diff_outside` is the largest difference of any 8-bit channel outside the submitted mask (0–255, the
+    worst of all outputs), over `pixels_outside` pixels.
+    """
+
+    max_abs_diff_outside: int
+    pixels_outside: int
+
+
+class Hashes(Message):
+    """sha256 of everything that went in."""
+
+    image: Sha256 | None = None
+    mask: Sha256 | None = None
+    checkpoint: Sha256 | None = None
+    loras: dict[str, Sha256] = Field(default_factory=dict)
+
+
+class JobResult(Message):
+    """The one answer to a job, written create-once when it reaches a terminal state."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    job_id: str
+    tenant: str
+    batch_id: str
+    custom_id: str
+    generation: int = 0
+    status: JobState
+    model: str
+    image: str
+    mask: str | None = None
+    prompt: str = ""
+    loras: tuple[LoraRef, ...] = ()
+    outputs: tuple[Output, ...] = ()
+    error: ErrorInfo | None = None
+    warnings: tuple[str, ...] = ()
+    receipt: Receipt | None = None
+    seed: int | None = None
+    attempt: int = 0
+    timings: dict[str, float] = Field(default_factory=dict)  # stage → seconds
+    lora_swap_seconds: float = 0.0
+    hashes: Hashes = Hashes()
+    version: str = ""  # of this package
+    device: str = ""
+    worker: str = ""
+    finished_at: datetime
+    metadata: dict[str, str] = Field(default_factory=dict)
+
+
+class BatchSummary(Message):
+    """A batch in numbers."""
+
+    batch_id: str
+    tenant: str
+    accepted: int
+    counts: dict[JobState, int]
+    errors: dict[str, int] = Field(default_factory=dict)  # code → jobs
+
+
+def dump_line(message: Message) -> bytes:
+    """One NDJSON line."""
+    return message.to_json() + b"\n"
