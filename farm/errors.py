@@ -13,6 +13,7 @@
     ├── Transient                 the world is at fault: retried with full jitter
     │   └── StoreUnavailable, QueueUnavailable
     ├── Resource                  out of memory: once more, with a smaller batch
+    ├── WorkerCrashed             the job took down several workers: given up
     ├── WorkerFatal               nothing may be committed, the process ends
     ├── Preempted                 the machine is taken away: re-queued, not charged
     ├── Canceled, DeadlineExceeded
@@ -218,6 +219,10 @@ class Preempted(FarmError):
 
 
 # The end of a worker, of a job, of a wait
+
+
+class WorkerCrashed(FarmError):
+    pass
 
 
 class WorkerFatal(FarmError):

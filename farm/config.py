@@ -1,0 +1,63 @@
+"""Every setting of the farm: typed, read from FARM_* environment variables, documented where it is declared."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from farm.errors import Misconfigured
+
+
+class Settings(BaseSettings):
+    """`Settings()` reads the environment; keyword arguments win over it."""
+
+    model_config = SettingsConfigDict(env_prefix="FARM_", frozen=True, extra="ignore")
+
+    # Where things are
+    redis_url: str = "redis://127.0.0.1:6379/0"  # the index and the Celery broker
+    store: str = ""  # the farm's own store: s3://bucket/prefix or file:///folder
+    local_roots: tuple[str, ...] = ()  # further folders that a local store may read inputs from
+
+    # S3, for stores that are not AWS (credentials come from the usual AWS_* variables or the instance's role)
+    s3_endpoint: str | None = None
+    s3_region: str = "us-east-1"
+    s3_path_style: bool = False
+    # botocore adds checksums to every PUT by default, which some stores refuse over https: "when_required" is the cure.
+    s3_request_checksum_calculation: str = "when_supported"
+    s3_connect_timeout: float = Field(default=5.0, gt=0)  # seconds
+    s3_read_timeout: float = Field(default=60.0, gt=0)  # seconds
+    s3_max_attempts: int = Field(default=3, ge=1)  # of one request, inside botocore
+
+    # Limits of what comes in
+    max_image_bytes: int = 256 * 1024**2
+    max_image_pixels: int = 100_000_000
+    max_lora_bytes: int = 2 * 1024**3
+
+    # The worker
+    model: str = "sd15-inpaint"  # the name this worker's checkpoint goes by; also its queue
+    model_path: Path | None = None  # the checkpoint's folder in the diffusers layout
+    device: str = "auto"  # auto | cpu | cuda | cuda:N
+    dtype: str = "auto"  # auto | float32 | bfloat16 | float16; auto is float16 on CUDA, float32 on a CPU
+    size_buckets: tuple[int, ...] = (512,)  # square sizes in px a crop is resized to when the job names none
+    concurrency: int = Field(default=2, ge=1)  # jobs in hand at once: one renders while others fetch and write
+    lease_seconds: float = Field(default=60.0, gt=0)  # a job is somebody else's when its worker is silent for so long
+    max_attempts: int = Field(default=5, ge=1)  # of a job whose failures are transient
+    max_crashes: int = Field(default=3, ge=1)  # workers a job may take down before it is given up
+    metrics_port: int = Field(default=9090, ge=0)  # /metrics /healthz /readyz; 0 takes any free port
+    metrics_host: str = "0.0.0.0"
+    worker_name: str = Field(default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}")
+    log_level: str = "INFO"
+
+
+def load_settings(**overrides: object) -> Settings:
+    """The settings, or Misconfigured with the variable's name."""
+    try:
+        return Settings(**overrides)  # type: ignore[arg-type]  # pydantic checks what the type cannot say
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = "FARM_" + "_".join(str(part) for part in first["loc"][:1]).upper()
+        raise Misconfigured(f"{name}: {first['msg'][0].lower() + first['msg'][1:]}.") from None
