@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 from pathlib import Path
+from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from farm.errors import Misconfigured
+from farm.storage import ObjectStore, S3Settings, open_store
 
 
 class Settings(BaseSettings):
@@ -24,13 +28,13 @@ class Settings(BaseSettings):
 
     # S3, for stores that are not AWS (credentials come from the usual AWS_* variables or the instance's role)
     s3_endpoint: str | None = None
-    s3_region: str = "us-east-1"
+    s3_region: str | None = None
     s3_path_style: bool = False
     # botocore adds checksums to every PUT by default, which some stores refuse over https: "when_required" is the cure.
-    s3_request_checksum_calculation: str = "when_supported"
+    s3_request_checksum_calculation: Literal["when_supported", "when_required"] = "when_supported"
     s3_connect_timeout: float = Field(default=5.0, gt=0)  # seconds
     s3_read_timeout: float = Field(default=60.0, gt=0)  # seconds
-    s3_max_attempts: int = Field(default=3, ge=1)  # of one request, inside botocore
+    s3_max_attempts: int = Field(default=1, ge=1)  # of one request, inside botocore; the farm itself retries jobs
 
     # Limits of what comes in
     max_image_bytes: int = 256 * 1024**2
@@ -42,7 +46,8 @@ class Settings(BaseSettings):
     model_path: Path | None = None  # the checkpoint's folder in the diffusers layout
     device: str = "auto"  # auto | cpu | cuda | cuda:N
     dtype: str = "auto"  # auto | float32 | bfloat16 | float16; auto is float16 on CUDA, float32 on a CPU
-    size_buckets: tuple[int, ...] = (512,)  # square sizes in px a crop is resized to when the job names none
+    # Sizes "WIDTHxHEIGHT" in px, one of which a crop is resized to when the job names none (JSON list).
+    size_buckets: tuple[str, ...] = ("512x512", "576x448", "448x576", "640x384", "384x640")
     concurrency: int = Field(default=2, ge=1)  # jobs in hand at once: one renders while others fetch and write
     lease_seconds: float = Field(default=60.0, gt=0)  # a job is somebody else's when its worker is silent for so long
     max_attempts: int = Field(default=5, ge=1)  # of a job whose failures are transient
@@ -51,6 +56,38 @@ class Settings(BaseSettings):
     metrics_host: str = "0.0.0.0"
     worker_name: str = Field(default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}")
     log_level: str = "INFO"
+
+    def open_store(self) -> ObjectStore:
+        """The farm's store. Raises Misconfigured if none is set."""
+        if not self.store:
+            raise Misconfigured(
+                "FARM_STORE is not set; give the farm's store, e.g. s3://bucket/farm or file:///folder."
+            )
+        s3 = S3Settings(
+            endpoint_url=self.s3_endpoint,
+            region=self.s3_region,
+            path_style=self.s3_path_style,
+            checksums=self.s3_request_checksum_calculation,
+            connect_timeout=self.s3_connect_timeout,
+            read_timeout=self.s3_read_timeout,
+            max_attempts=self.s3_max_attempts,
+        )
+        return open_store(self.store, s3=s3, extra_roots=self.local_roots)
+
+    def buckets(self) -> tuple[tuple[int, int], ...]:
+        """`size_buckets` as (width, height)."""
+        return tuple((int(w), int(h)) for w, h in (size.split("x") for size in self.size_buckets))
+
+    @field_validator("size_buckets")
+    @classmethod
+    def _buckets(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for size in value:
+            match = re.fullmatch(r"([0-9]{1,4})x([0-9]{1,4})", size)
+            if not match or any(int(side) < 64 or int(side) % 8 for side in match.groups()):
+                raise PydanticCustomError("size", "sizes are written 512x448, each side at least 64 and divisible by 8")
+        if not value:
+            raise PydanticCustomError("size", "at least one size is needed")
+        return value
 
 
 def load_settings(**overrides: object) -> Settings:

@@ -205,7 +205,7 @@ class InpaintJob(Message):
     def _output(cls, value: str | None) -> str | None:
         if value is not None and not value.endswith("/"):
             raise InvalidParameter("output", "is a prefix and must end in '/'")
-        return value if value is None else check_uri("output", value)
+        return value if value is None else check_uri("output", value, prefix=True)
 
     @field_validator("prompt", "negative_prompt")
     @classmethod

@@ -1,0 +1,104 @@
+"""`JobHandle`: one submitted job, watched and canceled."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+
+import farm
+from farm import keys
+from farm.errors import Canceled, InputNotFound, JobFailed, ObjectExists, ResultTimeout
+from farm.ledger import JobRef, Ledger
+from farm.schemas import ErrorInfo, InpaintJob, JobResult
+from farm.states import JobState
+from farm.storage import ObjectStore
+
+_MAX_RESULT_BYTES = 4 * 1024**2
+
+
+class JobHandle:
+    """What `Client.submit` returns. The store answers; Redis only makes the answer quick."""
+
+    def __init__(self, ref: JobRef, job: InpaintJob, store: ObjectStore, ledger: Ledger, root: str):
+        self._ref, self.job, self._store, self._ledger = ref, job, store, ledger
+        self._result_uri = keys.result(root, ref.tenant, ref.batch_id, ref.job_id, 0)
+
+    @property
+    def id(self) -> str:
+        return self._ref.job_id
+
+    @property
+    def batch_id(self) -> str:
+        return self._ref.batch_id
+
+    def __repr__(self) -> str:
+        return f"JobHandle(id={self.id!r}, custom_id={self.job.custom_id!r})"
+
+    def status(self) -> JobState:
+        """Where the job is now. Raises QueueUnavailable or StoreUnavailable."""
+        state = self._ledger.state(self.id)
+        if state is None or state.terminal:
+            result = self.peek()
+            return result.status if result else JobState.QUEUED
+        return state
+
+    def peek(self) -> JobResult | None:
+        """The result if the job has ended, else None; never waits."""
+        try:
+            return JobResult.from_json(self._store.get(self._result_uri, max_bytes=_MAX_RESULT_BYTES).data)
+        except InputNotFound:
+            return None
+
+    def result(self, timeout: float | None = None, *, check: bool = True) -> JobResult:
+        """Wait up to `timeout` seconds (None: for ever) for the job to end.
+
+        Raises ResultTimeout; and, with `check`, JobFailed (its `.result` is the JobResult) or Canceled.
+        """
+        end = None if timeout is None else time.monotonic() + timeout
+        pause, asked_store = 0.02, 0.0
+        while True:
+            state = self._ledger.state(self.id)
+            # The index may have been lost: ask the store itself now and then.
+            if state is None or state.terminal or time.monotonic() - asked_store > 5:
+                result, asked_store = self.peek(), time.monotonic()
+                if result is not None:
+                    return _checked(result) if check else result
+            if end is not None and time.monotonic() >= end:
+                raise ResultTimeout(f"Job {self.id} has not ended after {timeout:g} s; it is {self.status()}.")
+            time.sleep(pause if end is None else max(0.0, min(pause, end - time.monotonic())))
+            pause = min(pause * 1.5, 0.5)
+
+    def cancel(self) -> JobState:
+        """Cancel the job and return how it ended: `canceled`, or what it had already come to."""
+        job, ref = self.job, self._ref
+        result = JobResult(
+            job_id=ref.job_id,
+            tenant=ref.tenant,
+            batch_id=ref.batch_id,
+            custom_id=job.custom_id,
+            status=JobState.CANCELED,
+            model=job.model,
+            image=job.image,
+            mask=job.mask,
+            prompt=job.prompt,
+            loras=job.loras,
+            error=ErrorInfo(code=Canceled.code, message="Canceled on request."),
+            version=farm.__version__,
+            finished_at=datetime.now(UTC),
+            metadata=job.metadata,
+        )
+        try:
+            self._store.put(self._result_uri, result.to_json(), content_type="application/json", create_only=True)
+        except ObjectExists:
+            return self.status()
+        self._ledger.finish(ref.job_id, JobState.CANCELED)  # a running worker's next beat is refused
+        return JobState.CANCELED
+
+
+def _checked(result: JobResult) -> JobResult:
+    if result.status is JobState.CANCELED:
+        raise Canceled(f"Job {result.job_id} was canceled.")
+    if result.status is not JobState.SUCCEEDED:
+        error = result.error or ErrorInfo(code="FarmError", message="No reason was recorded.")
+        raise JobFailed(f"Job {result.job_id} {result.status}: {error.code}: {error.message}", result)
+    return result
