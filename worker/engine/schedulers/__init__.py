@@ -1,0 +1,43 @@
+"""Noise schedulers under diffusers' names, without mutable state: `from_config` makes one, `base.py` says the rest."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from worker.engine.errors import InvalidParameter
+from worker.engine.schedulers.base import Scheduler, StepOutput
+from worker.engine.schedulers.config import SchedulerConfig, read_config
+from worker.engine.schedulers.ddim import DDIMScheduler
+from worker.engine.schedulers.state import SchedulerState
+
+SCHEDULERS: Mapping[str, type[Scheduler]] = {cls.__name__: cls for cls in (DDIMScheduler,)}
+
+
+def scheduler_class(name: str) -> type[Scheduler]:
+    """The class that a config's ``_class_name`` means. Raises InvalidParameter for one there is none of."""
+    try:
+        return SCHEDULERS[name]
+    except (KeyError, TypeError):
+        raise InvalidParameter("_class_name", f"must be one of {', '.join(SCHEDULERS)}, not {name!r}") from None
+
+
+def from_config(config: Mapping[str, Any] | str | Path, **overrides: Any) -> Scheduler:
+    """The scheduler that a config describes: a mapping, a folder with scheduler_config.json, or that file.
+
+    ``_class_name`` among the overrides switches to another class of the family.
+    Raises InvalidParameter naming the key that is unknown or holds what the class does not do.
+    """
+    name = overrides.pop("_class_name", None) or read_config(config).get("_class_name")
+    return scheduler_class(name).from_config(config, **overrides)
+
+
+__all__ = [
+    "SCHEDULERS",
+    "DDIMScheduler",
+    "Scheduler",
+    "SchedulerConfig",
+    "SchedulerState",
+    "StepOutput",
+    "from_config",
+    "scheduler_class",
+]
