@@ -30,7 +30,7 @@ _ENQUEUE = (
     _NOW
     + """
 if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
-redis.call('HSET', KEYS[1], 'state', 'queued', 'attempt', 0, 'crashes', 0, unpack(ARGV, 3))
+redis.call('HSET', KEYS[1], 'state', 'queued', 'attempt', 0, 'crashes', 0, 'queued_at', now, unpack(ARGV, 3))
 redis.call('ZADD', KEYS[2], now + ARGV[2], ARGV[1])
 return 1
 """
@@ -42,18 +42,19 @@ _CLAIM = (
     + """
 local state = redis.call('HGET', KEYS[1], 'state')
 if not state then
-  redis.call('HSET', KEYS[1], 'state', 'queued', 'attempt', 0, 'crashes', 0, unpack(ARGV, 4))
+  redis.call('HSET', KEYS[1], 'state', 'queued', 'attempt', 0, 'crashes', 0, 'queued_at', now, unpack(ARGV, 4))
 elseif state == 'running' then
   local expiry = redis.call('ZSCORE', KEYS[2], ARGV[1])
-  if expiry and tonumber(expiry) > now then return {'busy', 0, 0} end
+  if expiry and tonumber(expiry) > now then return {'busy', 0, 0, '0'} end
   redis.call('HINCRBY', KEYS[1], 'crashes', 1)
 elseif state ~= 'queued' then
-  return {'done', 0, 0}
+  return {'done', 0, 0, '0'}
 end
 redis.call('HSET', KEYS[1], 'state', 'running', 'owner', ARGV[2])
 redis.call('ZADD', KEYS[2], now + ARGV[3], ARGV[1])
 local attempt = redis.call('HINCRBY', KEYS[1], 'attempt', 1)
-return {'claimed', attempt, tonumber(redis.call('HGET', KEYS[1], 'crashes'))}
+local row = redis.call('HMGET', KEYS[1], 'crashes', 'queued_at')
+return {'claimed', attempt, tonumber(row[1]), tostring(now - row[2])}
 """
 )
 
@@ -72,7 +73,7 @@ _RELEASE = (
     + """
 local row = redis.call('HMGET', KEYS[1], 'state', 'owner')
 if row[1] ~= 'running' or row[2] ~= ARGV[2] then return 0 end
-redis.call('HSET', KEYS[1], 'state', 'queued', 'owner', '')
+redis.call('HSET', KEYS[1], 'state', 'queued', 'owner', '', 'unhinted', 1)
 if ARGV[4] == '0' then redis.call('HINCRBY', KEYS[1], 'attempt', -1) end
 redis.call('ZADD', KEYS[2], now + ARGV[3], ARGV[1])
 return 1
@@ -101,7 +102,9 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0
     taken[#taken + 1] = {id, '1', redis.call('HGETALL', row)}
   elseif state == 'queued' then
     redis.call('ZADD', KEYS[1], now + ARGV[2], id)
-    taken[#taken + 1] = {id, '0', redis.call('HGETALL', row)}
+    local unhinted = redis.call('HGET', row, 'unhinted') == '1'
+    redis.call('HDEL', row, 'unhinted')
+    taken[#taken + 1] = {id, unhinted and '1' or '0', redis.call('HGETALL', row)}
   else
     redis.call('ZREM', KEYS[1], id)
   end
@@ -138,14 +141,15 @@ class Claim:
 
     outcome: Outcome
     owner: str = ""
-    attempt: int = 0
-    crashes: int = 0
+    attempt: int = 0  # 1 for the first
+    crashes: int = 0  # leases of this job that ended with their worker silent
+    waited_seconds: float = 0.0  # since it was submitted
 
 
 @dataclass(frozen=True)
 class DueJob:
     ref: JobRef
-    lease_expired: bool
+    retry: bool  # it was given back or its lease ended: no hint of it is in the queue
 
 
 def connect(url: str) -> redis.Redis:
@@ -192,8 +196,8 @@ class Ledger:
 
     def claim(self, ref: JobRef, *, lease_seconds: float) -> Claim:
         owner = secrets.token_hex(8)
-        outcome, attempt, crashes = self._run("claim", ref.job_id, owner, lease_seconds, *_fields(ref))
-        return Claim(Outcome(outcome), owner, int(attempt), int(crashes))
+        outcome, attempt, crashes, waited = self._run("claim", ref.job_id, owner, lease_seconds, *_fields(ref))
+        return Claim(Outcome(outcome), owner, int(attempt), int(crashes), float(waited))
 
     def beat(self, job_id: str, owner: str, *, lease_seconds: float) -> bool:
         """Renew the lease; False means the job is no longer this owner's, who must stop."""
@@ -216,7 +220,7 @@ class Ledger:
         """Jobs that need attention now. Those whose lease ended are queued again by this very call."""
         with _mapped():
             rows = self._scripts["take_due"](keys=[keys.DUE], args=[limit, look_again_in, keys.job_row("")])
-        return [DueJob(_ref(job_id, flat), expired == "1") for job_id, expired, flat in rows]
+        return [DueJob(_ref(job_id, flat), retry == "1") for job_id, retry, flat in rows]
 
     def depth(self, model: str) -> int:
         """Hints waiting in the model's Celery queue, over all its priority lists."""

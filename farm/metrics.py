@@ -1,0 +1,67 @@
+"""Every metric of the farm, declared once. Label values known in advance exist at zero from the start."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+REGISTRY = CollectorRegistry()
+
+STAGES = (
+    "queue_wait", "fetch", "decode", "lora", "vae_encode", "denoise", "vae_decode", "encode", "store", "total",
+)  # fmt: skip
+VRAM_KINDS = ("allocated", "reserved", "peak", "total")
+WORKER_STATES = ("starting", "ready", "draining")
+SWAP_TIERS = ("resident", "ram", "disk", "remote")
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+_SWAP_SECONDS = (0.0001, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5)
+
+jobs = Counter("farm_jobs_total", "Jobs ended by this worker, by how.", ("model", "status", "error"), registry=REGISTRY)
+images = Counter("farm_images_total", "Pictures written.", ("model",), registry=REGISTRY)
+denoise_steps = Counter("farm_denoise_steps_total", "Denoising steps made, one a row.", registry=REGISTRY)
+job_seconds = Histogram(
+    "farm_job_seconds",
+    "Seconds a job spent in each stage.",
+    ("model", "stage"),
+    buckets=_SECONDS,
+    registry=REGISTRY,
+)
+lora_swaps = Counter(
+    "farm_lora_swaps_total", "LoRA sets put on, by where they came from.", ("tier",), registry=REGISTRY
+)
+lora_swap_seconds = Histogram(
+    "farm_lora_swap_seconds",
+    "Seconds to put a LoRA set on the model.",
+    buckets=_SWAP_SECONDS,
+    registry=REGISTRY,
+)
+lora_resident = Gauge("farm_lora_resident", "LoRAs held ready in memory.", registry=REGISTRY)
+engine_busy_seconds = Counter(
+    "farm_engine_busy_seconds_total", "Seconds inside model forwards (text encoder, VAE, UNet).", registry=REGISTRY
+)
+vram_bytes = Gauge(
+    "farm_vram_bytes",
+    "Device memory; on a CPU the process's resident memory.",
+    ("device", "kind"),
+    registry=REGISTRY,
+)
+worker_state = Gauge("farm_worker_state", "1 for the state the worker is in.", ("state",), registry=REGISTRY)
+
+
+def declare(model: str, device: str) -> None:
+    """Make the series of one worker exist at zero, so that rates work from the first event."""
+    for status in ("succeeded", "failed", "canceled", "expired"):
+        jobs.labels(model, status, "")
+    images.labels(model)
+    for stage in STAGES:
+        job_seconds.labels(model, stage)
+    for tier in SWAP_TIERS:
+        lora_swaps.labels(tier)
+    for kind in VRAM_KINDS:
+        vram_bytes.labels(device, kind)
+    set_worker_state("starting")
+
+
+def set_worker_state(state: str) -> None:
+    for name in WORKER_STATES:
+        worker_state.labels(name).set(name == state)

@@ -1,0 +1,206 @@
+"""One job's path: claim → fetch → decode → render → verify → encode → commit. No Celery in here.
+
+A result object, created once, ends every job, good or bad; only a job that is to be tried again leaves none. Outputs
+are written before the result, under names that a second attempt would meet again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from hashlib import sha256
+from typing import Protocol
+
+from PIL import Image
+
+from farm import keys
+from farm.config import Settings
+from farm.errors import (
+    BlackOutput,
+    DeadlineExceeded,
+    InputNotFound,
+    LoraHashMismatch,
+    LoraNotFound,
+    ObjectExists,
+    OutputExists,
+    UnknownModel,
+    WorkerCrashed,
+    WorkerFatal,
+)
+from farm.ledger import JobRef, Ledger, Outcome
+from farm.logs import job_context
+from farm.schemas import InpaintJob, LoraRef, Output, Receipt
+from farm.states import JobState
+from farm.storage import ObjectStore
+from worker import images
+from worker.lease import Lease
+from worker.verdicts import Attempt, Verdicts
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RenderRequest:
+    """What a renderer needs: the region at the bucket's size, the job's words and numbers, the LoRAs' bytes."""
+
+    job: InpaintJob
+    image: Image.Image
+    mask: Image.Image
+    loras: tuple[tuple[LoraRef, str, bytes], ...]  # reference, sha256, file
+    seed: int
+    on_step: Callable[[], object]  # called after every step; what it raises ends the render
+
+
+@dataclass(frozen=True)
+class Rendered:
+    images: list[Image.Image]
+    timings: dict[str, float]  # stage → seconds
+    lora_swap_seconds: float = 0.0
+    warnings: tuple[str, ...] = ()
+
+
+class Renderer(Protocol):
+    device: str
+    checkpoint_sha256: str
+
+    def render(self, request: RenderRequest) -> Rendered: ...
+
+
+class Runner:
+    """Runs jobs; safe to call from many threads, one job each."""
+
+    def __init__(self, settings: Settings, store: ObjectStore, ledger: Ledger, renderer: Renderer):
+        self._settings, self._store, self._ledger, self._renderer = settings, store, ledger, renderer
+        self._verdicts = Verdicts(
+            settings, store, ledger, device=renderer.device, checkpoint_sha256=renderer.checkpoint_sha256
+        )
+
+    def run(self, ref: JobRef) -> JobState | None:
+        """Take one job as far as it goes: its terminal state, or None if it is not (or no longer) ours to end.
+
+        Raises only what must end the process (WorkerFatal); every other failure is the job's.
+        """
+        with job_context(job_id=ref.job_id, tenant=ref.tenant):
+            ended = self._verdicts.read(ref)
+            if ended is not None:
+                self._ledger.finish(ref.job_id, ended.status)
+                return ended.status
+            claim = self._ledger.claim(ref, lease_seconds=self._settings.lease_seconds)
+            if claim.outcome is not Outcome.CLAIMED:
+                return None
+            attempt = Attempt(ref, claim, timings={"queue_wait": claim.waited_seconds})
+            try:
+                with Lease(self._ledger, ref.job_id, claim.owner, lease_seconds=self._settings.lease_seconds) as lease:
+                    outputs, receipt = self._render(attempt, lease)
+                return self._verdicts.commit(attempt, JobState.SUCCEEDED, outputs=outputs, receipt=receipt)
+            except WorkerFatal:
+                raise
+            except BaseException as error:  # noqa: BLE001 - a MemoryError or SystemExit that escapes stops the consumer
+                return self._verdicts.settle(attempt, error)
+
+    # One attempt
+
+    def _render(self, attempt: Attempt, lease: Lease) -> tuple[tuple[Output, ...], Receipt | None]:
+        if attempt.claim.crashes >= self._settings.max_crashes:
+            raise WorkerCrashed(
+                f"The job took down {attempt.claim.crashes} workers and was given up; check its inputs."
+            )
+        job = attempt.job = self._read_spec(attempt.ref)
+        if job.model != self._settings.model:
+            raise UnknownModel(f"This worker renders {self._settings.model!r}, not {job.model!r}.")
+        if job.deadline is not None and job.deadline <= datetime.now(UTC):
+            raise DeadlineExceeded(f"The deadline {job.deadline.isoformat()} passed before the job was begun.")
+        seed = attempt.seed = keys.seed(attempt.ref.job_id) if job.seed is None else job.seed
+        with attempt.stage("fetch"):
+            image = self._fetch(attempt, "image", job.image, lease)
+            mask = self._fetch(attempt, "mask", job.mask, lease) if job.mask else None
+            loras = tuple(self._fetch_lora(attempt, lora, lease) for lora in job.loras)
+        with attempt.stage("decode"):
+            source = images.decode(image, mask, polarity=job.mask_polarity, max_pixels=self._settings.max_image_pixels)
+            box = images.edit_box(source.mask, job.padding_mask_crop)
+            region_size = (box[2] - box[0], box[3] - box[1])
+            bucket = (
+                (job.width, job.height)
+                if job.width and job.height
+                else images.choose_bucket(self._settings.buckets(), region_size)
+            )
+            region = images.cut(source, bucket, padding=job.padding_mask_crop, grow=job.grow_mask)
+            attempt.warnings += source.warnings
+        lease.moved()
+        rendered = self._renderer.render(
+            RenderRequest(job, region.image, region.mask, loras, seed, on_step=lease.moved)
+        )
+        attempt.timings |= rendered.timings
+        attempt.lora_swap_seconds = rendered.lora_swap_seconds
+        attempt.warnings += rendered.warnings
+        _verify(rendered.images)
+        with attempt.stage("encode"):
+            pictures = [
+                images.paste(source, region, painted, feather_px=job.mask_blur, preserve=job.preserve_unmasked)
+                for painted in rendered.images
+            ]
+            files = [images.encode(picture, job.output_format, job.output_quality) for picture in pictures]
+        with attempt.stage("store"):
+            outputs, receipts = [], []
+            for index, (picture, data) in enumerate(zip(pictures, files, strict=True)):
+                uri, data = self._write(attempt, job, index, data, lease)
+                receipts.append(images.receipt(source, data))
+                outputs.append(
+                    Output(
+                        uri=uri,
+                        sha256=sha256(data).hexdigest(),
+                        bytes=len(data),
+                        width=picture.width,
+                        height=picture.height,
+                        seed=seed + index,
+                    )
+                )
+        worst = max(receipts, key=lambda r: r.max_abs_diff_outside)
+        return tuple(outputs), worst if job.preserve_unmasked else None
+
+    def _read_spec(self, ref: JobRef) -> InpaintJob:
+        return InpaintJob.from_json(self._store.get_range(ref.spec_uri, ref.offset, ref.length))
+
+    def _fetch(self, attempt: Attempt, what: str, uri: str, lease: Lease) -> bytes:
+        data = self._store.get(uri, max_bytes=self._settings.max_image_bytes, progress=lease.moved).data
+        attempt.hashes[what] = sha256(data).hexdigest()
+        return data
+
+    def _fetch_lora(self, attempt: Attempt, lora: LoraRef, lease: Lease) -> tuple[LoraRef, str, bytes]:
+        try:
+            data = self._store.get(lora.path, max_bytes=self._settings.max_lora_bytes, progress=lease.moved).data
+        except InputNotFound:
+            raise LoraNotFound(f"There is no LoRA at {lora.path}; check the address.") from None
+        digest = sha256(data).hexdigest()
+        if lora.sha256 not in (None, digest):
+            raise LoraHashMismatch(f"The LoRA at {lora.path} has sha256 {digest}, the job wants {lora.sha256}.")
+        attempt.lora_hashes[lora.path] = digest
+        return lora, digest, data
+
+    def _write(self, attempt: Attempt, job: InpaintJob, index: int, data: bytes, lease: Lease) -> tuple[str, bytes]:
+        """Create an output once. Bytes that an earlier attempt of this very job left there are adopted."""
+        uri = keys.output(self._settings.store, job, attempt.ref.batch_id, index)
+        metadata = {"job": attempt.ref.job_id, "generation": "0", "sha256": sha256(data).hexdigest()}
+        try:
+            self._store.put(
+                uri,
+                data,
+                content_type=images.CONTENT_TYPES[job.output_format],
+                metadata=metadata,
+                create_only=True,
+                progress=lease.moved,
+            )
+            return uri, data
+        except ObjectExists:
+            there = self._store.get(uri, max_bytes=self._settings.max_image_bytes, progress=lease.moved)
+            if (there.metadata.get("job"), there.metadata.get("generation")) != (attempt.ref.job_id, "0"):
+                raise OutputExists(f"{uri} is there already and is another job's; choose another output.") from None
+            return uri, there.data
+
+
+def _verify(pictures: list[Image.Image]) -> None:
+    for picture in pictures:
+        if max(high for _, high in picture.convert("RGB").getextrema()) == 0:
+            raise BlackOutput("The model painted nothing but black; try another seed, or the checkpoint in float32.")

@@ -1,0 +1,34 @@
+"""The Celery task: a thin shell around the runner."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+from celery import Celery
+
+from farm.errors import Transient, WorkerFatal
+from farm.queue import RENDER, read_hint
+from worker.runner import Runner
+
+log = logging.getLogger(__name__)
+
+
+def register(app: Celery, runner: Runner) -> None:
+    """Make `app` run hints with `runner`."""
+
+    @app.task(name=RENDER)
+    def render(ref: Any) -> None:
+        try:
+            hint = read_hint(ref)
+        except (TypeError, KeyError) as error:
+            log.warning("dropped a malformed hint: %s", error)
+            return
+        try:
+            runner.run(hint)
+        except Transient as error:  # the store or Redis is away: the ledger will hint the job again
+            log.warning("%s before the job was claimed: %s", error.code, error)
+        except WorkerFatal:
+            log.critical("the worker cannot go on", exc_info=True)
+            os._exit(1)  # at once and unsettled: the job's lease ends and another worker takes it

@@ -1,0 +1,162 @@
+"""How an attempt ends: with a result that is written once, or with the job given back to be tried again."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import farm
+from farm import keys, metrics
+from farm.config import Settings
+from farm.errors import (
+    Canceled,
+    DeadlineExceeded,
+    FarmError,
+    InputNotFound,
+    InvalidInput,
+    ObjectExists,
+    Preempted,
+    Resource,
+    Transient,
+    from_foreign,
+)
+from farm.ledger import Claim, JobRef, Ledger
+from farm.schemas import ErrorInfo, Hashes, InpaintJob, JobResult, Output, Receipt
+from farm.states import JobState
+from farm.storage import ObjectStore
+
+log = logging.getLogger(__name__)
+
+_MAX_RESULT_BYTES = 4 * 1024**2
+
+
+@dataclass
+class Attempt:
+    """What becomes known of a job on its way; a result is made from it at any point."""
+
+    ref: JobRef
+    claim: Claim
+    job: InpaintJob | None = None
+    seed: int | None = None
+    timings: dict[str, float] = field(default_factory=dict)
+    started: float = field(default_factory=time.monotonic)
+    hashes: dict[str, str] = field(default_factory=dict)
+    lora_hashes: dict[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    lora_swap_seconds: float = 0.0
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        begin = time.monotonic()
+        try:
+            yield
+        finally:
+            self.timings[name] = self.timings.get(name, 0.0) + time.monotonic() - begin
+
+
+class Verdicts:
+    """Reads and writes results. The first result of a job is its only one."""
+
+    def __init__(self, settings: Settings, store: ObjectStore, ledger: Ledger, *, device: str, checkpoint_sha256: str):
+        self._settings, self._store, self._ledger = settings, store, ledger
+        self._device, self._checkpoint_sha256 = device, checkpoint_sha256
+
+    def settle(self, attempt: Attempt, error: BaseException) -> JobState | None:
+        """End an attempt that raised `error`: commit the failure, or give the job back (None)."""
+        known = from_foreign(error)
+        if known is None:
+            out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+            known = (Resource if out_of_memory else FarmError)(f"{type(error).__name__}: {str(error)[:200]}")
+            log.exception("unexpected failure", exc_info=error)
+        try:
+            if isinstance(known, Canceled):  # by request (a result says so), or the lease is another's by now
+                ended = self.read(attempt.ref)
+                return ended.status if ended else None
+            if isinstance(known, Preempted):
+                self._release(attempt, 0.0, charged=False)
+                return None
+            if isinstance(known, (Transient, Resource)) and attempt.claim.attempt < self._settings.max_attempts:
+                delay = random.uniform(0, min(60.0, 2.0 ** (attempt.claim.attempt - 1)))  # full jitter
+                log.warning("%s, trying again in %.1f s: %s", known.code, delay, known)
+                self._release(attempt, delay, charged=True)
+                return None
+            state = JobState.EXPIRED if isinstance(known, DeadlineExceeded) else JobState.FAILED
+            if not isinstance(known, InvalidInput):
+                log.error("%s: %s", known.code, known)
+            return self.commit(attempt, state, error=ErrorInfo(code=known.code, message=known.message))
+        except Transient as again:  # neither store nor Redis can be told; the lease ends by itself
+            log.warning("cannot settle the job now (%s); its lease will end", again)
+            return None
+
+    def _release(self, attempt: Attempt, delay: float, *, charged: bool) -> None:
+        self._ledger.release(attempt.ref.job_id, attempt.claim.owner, delay_seconds=delay, charged=charged)
+
+    def _result_uri(self, ref: JobRef) -> str:
+        return keys.result(self._settings.store, ref.tenant, ref.batch_id, ref.job_id, 0)
+
+    def read(self, ref: JobRef) -> JobResult | None:
+        try:
+            return JobResult.from_json(self._store.get(self._result_uri(ref), max_bytes=_MAX_RESULT_BYTES).data)
+        except InputNotFound:
+            return None
+
+    def commit(
+        self,
+        attempt: Attempt,
+        state: JobState,
+        *,
+        outputs: tuple[Output, ...] = (),
+        receipt: Receipt | None = None,
+        error: ErrorInfo | None = None,
+    ) -> JobState:
+        """Write the result; if another one is there already, that is the truth."""
+        ref, job = attempt.ref, attempt.job
+        attempt.timings["total"] = time.monotonic() - attempt.started
+        result = JobResult(
+            job_id=ref.job_id,
+            tenant=ref.tenant,
+            batch_id=ref.batch_id,
+            custom_id=job.custom_id if job else "",
+            status=state,
+            model=ref.model,
+            image=job.image if job else "",
+            mask=job.mask if job else None,
+            prompt=job.prompt if job else "",
+            loras=job.loras if job else (),
+            outputs=outputs,
+            error=error,
+            warnings=attempt.warnings,
+            receipt=receipt,
+            seed=attempt.seed,
+            attempt=attempt.claim.attempt,
+            timings={name: round(seconds, 6) for name, seconds in attempt.timings.items()},
+            lora_swap_seconds=round(attempt.lora_swap_seconds, 6),
+            hashes=Hashes(**attempt.hashes, checkpoint=self._checkpoint_sha256, loras=attempt.lora_hashes),
+            version=farm.__version__,
+            device=self._device,
+            worker=self._settings.worker_name,
+            finished_at=datetime.now(UTC),
+            metadata=job.metadata if job else {},
+        )
+        try:
+            self._store.put(self._result_uri(ref), result.to_json(), content_type="application/json", create_only=True)
+        except ObjectExists:
+            winner = self.read(ref)
+            state = winner.status if winner else state
+        else:
+            _count(result)
+        self._ledger.finish(ref.job_id, state)
+        log.info("job %s", state.value)
+        return state
+
+
+def _count(result: JobResult) -> None:
+    metrics.jobs.labels(result.model, result.status.value, result.error.code if result.error else "").inc()
+    metrics.images.labels(result.model).inc(len(result.outputs))
+    for stage, seconds in result.timings.items():
+        metrics.job_seconds.labels(result.model, stage).observe(seconds)
