@@ -8,7 +8,7 @@
     │   ├── UnsupportedImageFormat, ImageTruncated, ImageTooLarge, ImageSizeOutOfRange, AnimatedImageUnsupported,
     │   │   MaskSizeMismatch, MaskEmpty
     │   ├── UnsafeWeightsFormat, LoraInvalid, LoraIncompatible, LoraNoEffect, LoraNonFinite, LoraNotFound,
-    │   │   LoraHashMismatch, CheckpointInvalid, EmbeddingInvalid
+    │   │   LoraHashMismatch, CheckpointInvalid, EmbeddingInvalid, FeatureUnavailable
     │   └── NonFiniteOutput, BlackOutput, NsfwContent, OutputExists, IdempotencyConflict
     ├── Transient                 the world is at fault: retried with full jitter
     │   └── StoreUnavailable, QueueUnavailable
@@ -168,6 +168,10 @@ class LoraHashMismatch(InvalidInput):
 
 
 class CheckpointInvalid(InvalidInput):
+    pass
+
+
+class FeatureUnavailable(InvalidInput):
     pass
 
 

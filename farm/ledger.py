@@ -118,13 +118,17 @@ _KEEP_ROW_SECONDS = 7 * 24 * 3600  # a finished row only answers `status` withou
 
 @dataclass(frozen=True)
 class JobRef:
-    """Where a job's spec lies: all that a hint carries and a row needs."""
+    """Where a job's spec lies: all that a hint carries and a row needs.
+
+    No address is in it: the worker makes it from its own store, so that a hint cannot point anywhere else; and every
+    value stays short enough for Redis' compact encoding of small hashes.
+    """
 
     job_id: str
     tenant: str
     batch_id: str
     model: str
-    spec_uri: str
+    shard: int
     offset: int  # of the job's line in the shard, bytes
     length: int
 
@@ -242,7 +246,7 @@ def _ref(job_id: str, flat: list[str]) -> JobRef:
         tenant=row["tenant"],
         batch_id=row["batch_id"],
         model=row["model"],
-        spec_uri=row["spec_uri"],
+        shard=int(row["shard"]),
         offset=int(row["offset"]),
         length=int(row["length"]),
     )

@@ -63,4 +63,4 @@ class Client:
                     "This idempotency key was used for another job; use a new key, or submit the same job again."
                 ) from None
         job_id = keys.job_id(job.tenant, batch, job.custom_id)
-        return JobRef(job_id, job.tenant, batch, job.model, uri, 0, len(line))
+        return JobRef(job_id, job.tenant, batch, job.model, 0, 0, len(line))

@@ -161,7 +161,8 @@ class Runner:
         return tuple(outputs), worst if job.preserve_unmasked else None
 
     def _read_spec(self, ref: JobRef) -> InpaintJob:
-        return InpaintJob.from_json(self._store.get_range(ref.spec_uri, ref.offset, ref.length))
+        uri = keys.spec_shard(self._settings.store, ref.tenant, ref.batch_id, ref.shard)
+        return InpaintJob.from_json(self._store.get_range(uri, ref.offset, ref.length))
 
     def _fetch(self, attempt: Attempt, what: str, uri: str, lease: Lease) -> bytes:
         data = self._store.get(uri, max_bytes=self._settings.max_image_bytes, progress=lease.moved).data

@@ -1,0 +1,58 @@
+# Two commands matter: `make demo` and `make test`. Each does its own set-up and needs nothing running.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# The build of torch that is installed first; "torch==2.13.0" lets pip choose the index it is set up for.
+TORCH ?= torch==2.13.0
+PIP := $(BIN)/pip --disable-pip-version-check --quiet
+
+.PHONY: help demo test test-full test-gpu lint clean
+help:
+	@echo "make demo       render real photographs through queue, worker and store, and show them"
+	@echo "make test       what CI runs"
+	@echo "make test-full  the long grids as well"
+	@echo "make test-gpu   the tests that need a CUDA device"
+
+demo: $(VENV)/.demo
+	$(BIN)/farm demo --out demo-out
+
+test: $(VENV)/.dev lint
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not full and not gpu"
+
+test-full: $(VENV)/.dev lint
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not gpu"
+
+test-gpu: $(VENV)/.dev
+	$(BIN)/python -m pytest -m gpu
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+$(VENV)/.venv:
+	@# A bare Debian has python3 without ensurepip.
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); apt-get install -y -q python3-venv && $(PYTHON) -m venv $(VENV); }
+	touch $@
+
+$(VENV)/.torch: $(VENV)/.venv
+	@echo "Setting up: torch"
+	$(PIP) install "$(TORCH)"
+	touch $@
+
+$(VENV)/.demo: $(VENV)/.torch pyproject.toml constraints.txt
+	@echo "Setting up: the farm"
+	$(PIP) install -c constraints.txt -e '.[demo]'
+	touch $@
+
+# The system packages the tests need (a real S3 server, Debian's Redis) install while pip downloads.
+$(VENV)/.dev: $(VENV)/.torch pyproject.toml constraints.txt tests/servers/install.sh
+	@echo "Setting up: the farm, its tests and their servers"
+	tests/servers/install.sh & servers=$$!; $(PIP) install -c constraints.txt -e '.[dev]' && wait $$servers
+	touch $@ $(VENV)/.demo
+
+clean:
+	rm -rf $(VENV) demo-out build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,0 +1,201 @@
+"""`farm demo`: a whole farm on this machine renders real photographs, and shows what it did."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from farm.errors import Misconfigured, WorkerCrashed
+from farm.schemas import InpaintJob, JobResult, LoraRef, dump_line
+from farm.states import JobState
+from producer.client import Client
+from producer.embedded import EmbeddedFarm
+from producer.handle import JobHandle
+from producer.page import write_page
+from producer.photos import Scene, demo_scenes
+
+_MARKER = ".inpaint-farm-demo"
+_PARTS = ("farm", "inputs", "pictures", "results.ndjson", "index.html")
+_STEPS = 8
+
+
+def run_demo(out: Path, *, jobs: int, console: Console) -> int:
+    """Render `jobs` edits into `out`; 0 if every one succeeded and kept its promise, else 1.
+
+    Raises Misconfigured if `out` holds somebody else's files.
+    """
+    out = out.absolute()
+    _clear(out)
+    console.print("Making the demo model, and starting Redis and one worker …")
+    model = out / "farm" / "model"
+    _make_model(model, out / "farm" / "model.log")
+    loras = sorted((model / "loras").glob("*.safetensors"))
+    with EmbeddedFarm(out / "farm", model_path=model / "checkpoint", environment=_environment(out, model)) as farm:
+        farm.wait_ready()
+        client = Client(farm.settings)
+        begin = time.monotonic()
+        handles = [
+            client.submit(_job(scene, loras[index % len(loras)], out)) for index, scene in enumerate(demo_scenes(jobs))
+        ]
+        results = list(_watch(handles, farm, console))
+        seconds = time.monotonic() - begin
+        scraped = farm.scrape()
+    (out / "results.ndjson").write_bytes(b"".join(dump_line(result) for result in results))
+    summary = _summary(results, seconds)
+    rows = [json.loads(result.to_json()) for result in results]
+    write_page(out / "index.html", rows, title="Inpaint Farm demo", summary=summary)
+    _report(console, out, results, summary, scraped)
+    good = all(
+        result.status is JobState.SUCCEEDED and result.receipt and result.receipt.max_abs_diff_outside == 0
+        for result in results
+    )
+    return 0 if good else 1
+
+
+def _clear(out: Path) -> None:
+    if out.exists() and any(out.iterdir()) and not (out / _MARKER).exists():
+        raise Misconfigured(f"{out} is not empty and was not made by the demo; choose another --out.")
+    for part in _PARTS:
+        path = out / part
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    for part in ("farm", "inputs", "pictures"):
+        (out / part).mkdir(parents=True)
+    (out / _MARKER).touch()
+
+
+def _environment(out: Path, model: Path) -> dict[str, str]:
+    return {
+        "FARM_LOCAL_ROOTS": json.dumps([str(out / "inputs"), str(out / "pictures"), str(model / "loras")]),
+        "FARM_SIZE_BUCKETS": json.dumps(["256x256", "320x192", "192x320", "288x224", "224x288"]),
+        "FARM_LEASE_SECONDS": "30",
+    }
+
+
+def _make_model(folder: Path, log: Path) -> None:
+    with log.open("wb") as words:
+        made = subprocess.run([sys.executable, "-m", "worker", "demo-model", str(folder)], stdout=words, stderr=words)
+    if made.returncode:
+        raise Misconfigured(f"The demo model could not be made: {log.read_text(errors='replace').strip()[-400:]}")
+
+
+def _job(scene: Scene, lora: Path, out: Path) -> InpaintJob:
+    def put(picture: Image.Image, name: str) -> str:
+        buffer = BytesIO()
+        picture.save(buffer, "PNG")
+        path = out / "inputs" / name
+        path.write_bytes(buffer.getvalue())
+        return f"file://{path}"
+
+    return InpaintJob(
+        custom_id=scene.custom_id,
+        image=put(scene.image, f"{scene.custom_id}.png"),
+        mask=put(scene.mask, f"{scene.custom_id}-mask.png"),
+        prompt=scene.prompt,
+        loras=(LoraRef(path=f"file://{lora}", scale=1.0),),
+        num_inference_steps=_STEPS,
+        output=f"file://{out / 'pictures'}/",
+    )
+
+
+def _watch(handles: Sequence[JobHandle], farm: EmbeddedFarm, console: Console) -> Iterator[JobResult]:
+    """The results as they come, in the order of `handles`, under a progress bar."""
+    with _progress(console) as progress:
+        bar = progress.add_task("rendering", total=len(handles))
+        waiting = dict(enumerate(handles))
+        done: dict[int, JobResult] = {}
+        while waiting:
+            for index, handle in list(waiting.items()):
+                if handle.status().terminal and (result := handle.peek()):
+                    done[index] = result
+                    del waiting[index]
+            progress.update(bar, completed=len(done))
+            if farm.worker and farm.worker.exit_code is not None:
+                raise WorkerCrashed(f"The worker ended with {farm.worker.exit_code}:\n{farm.worker.last_words()}")
+            time.sleep(0.1)
+    yield from (done[index] for index in sorted(done))
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.2f} images/s" if task.speed else "– images/s")
+
+
+@contextmanager
+def _progress(console: Console) -> Iterator[Progress]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        yield progress
+
+
+def _summary(results: Sequence[JobResult], seconds: float) -> dict[str, object]:
+    succeeded = [result for result in results if result.status is JobState.SUCCEEDED]
+    swaps = [result.lora_swap_seconds for result in succeeded if result.lora_swap_seconds > 0]
+    outside = [result.receipt.max_abs_diff_outside for result in succeeded if result.receipt]
+    return {
+        "jobs": len(results),
+        "succeeded": len(succeeded),
+        "seconds": round(seconds, 1),
+        "images_per_second": round(sum(len(result.outputs) for result in succeeded) / seconds, 2),
+        "lora_swaps": len(swaps),
+        "lora_swap_median_ms": round(1000 * statistics.median(swaps), 2) if swaps else None,
+        "largest_difference_outside_the_mask": max(outside, default=None),
+    }
+
+
+def _report(
+    console: Console, out: Path, results: Sequence[JobResult], summary: dict[str, object], scraped: str
+) -> None:
+    console.print(
+        f"[bold]{summary['succeeded']} of {summary['jobs']} succeeded[/] in {summary['seconds']} s, "
+        f"{summary['images_per_second']} images/s; {summary['lora_swaps']} LoRA swaps, "
+        f"median {summary['lora_swap_median_ms']} ms; largest difference outside the masks: "
+        f"{summary['largest_difference_outside_the_mask']}"
+    )
+    for result in results:
+        if result.error:
+            console.print(f"  {result.custom_id}: {result.error.code}: {result.error.message}", markup=False)
+    console.print("From the worker's /metrics:")
+    for line in scraped.splitlines():
+        if _SHOWN.match(line):
+            console.print(f"  {line}", markup=False, highlight=False)
+    console.print(f"Look at {out / 'index.html'}\n   (pictures in {out / 'pictures'}, results in results.ndjson)")
+
+
+_SHOWN = re.compile(
+    r"farm_(jobs_total\{.*succeeded|images_total|denoise_steps_total|lora_swaps_total|engine_busy_seconds_total"
+    r"|lora_swap_seconds_(sum|count)|job_seconds_sum\{.*(denoise|total)|vram_bytes)"
+)

@@ -1,0 +1,156 @@
+"""The mask is a promise: outside it nothing changes, whatever the size, the feather or the shape."""
+
+from io import BytesIO
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from farm.errors import FarmError
+from worker import images
+
+
+def png(picture: Image.Image) -> bytes:
+    buffer = BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def noise(width: int, height: int, seed: int = 0) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def box_mask(size, box) -> Image.Image:
+    mask = Image.new("L", size, 0)
+    mask.paste(255, box)
+    return mask
+
+
+def decode(picture, mask, polarity="white_edits"):
+    return images.decode(png(picture), mask and png(mask), polarity=polarity, max_pixels=10**8)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    size=st.tuples(st.integers(16, 90), st.integers(16, 90)),
+    left=st.floats(0, 0.9),
+    top=st.floats(0, 0.9),
+    extent=st.floats(0.05, 1),
+    padding=st.none() | st.integers(0, 40),
+    grow=st.integers(0, 9),
+    feather=st.integers(0, 9),
+)
+def test_outside_the_mask_nothing_changes(size, left, top, extent, padding, grow, feather):
+    width, height = size
+    x, y = int(left * width), int(top * height)
+    mask = box_mask(size, (x, y, min(width, x + 1 + int(extent * width)), min(height, y + 1 + int(extent * height))))
+    source = decode(noise(width, height), mask)
+    region = images.cut(source, (64, 96), padding=padding, grow=grow)
+    assert region.image.size == region.mask.size == (64, 96)
+    painted = noise(64, 96, seed=1)
+    out = images.paste(source, region, painted, feather_px=feather, preserve=True)
+    before, after, inside = np.array(source.image), np.array(out), np.array(source.mask) > 0
+    assert (after[~inside] == before[~inside]).all()
+    assert (after[inside] != before[inside]).any()
+    receipt = images.receipt(source, images.encode(out, "png", 95))
+    assert receipt.max_abs_diff_outside == 0
+    assert receipt.pixels_outside == int((~inside).sum())
+
+
+def test_the_receipt_tells_of_a_pixel_that_changed():
+    source = decode(noise(32, 32), box_mask((32, 32), (8, 8, 16, 16)))
+    touched = source.image.copy()
+    value = touched.getpixel((0, 0))
+    touched.putpixel((0, 0), (value[0] ^ 7, *value[1:]))
+    assert images.receipt(source, png(touched)).max_abs_diff_outside == abs(value[0] - (value[0] ^ 7))
+
+
+def test_the_receipt_of_a_jpeg_is_honest():
+    source = decode(noise(64, 64), box_mask((64, 64), (8, 8, 16, 16)))
+    assert images.receipt(source, images.encode(source.image, "jpeg", 80)).max_abs_diff_outside > 0
+
+
+def test_the_feather_runs_inward_and_not_along_the_edge_of_the_picture():
+    mask = box_mask((20, 20), (0, 5, 20, 20))
+    alpha = np.array(images.feather(mask, 4))
+    assert (alpha[:5] == 0).all()
+    assert list(alpha[5:9, 10]) == [63, 127, 191, 255]
+    assert (alpha[9:] == 255).all()  # also at the left, right and lower edge of the picture
+
+
+def test_a_thin_mask_is_still_edited():
+    alpha = np.array(images.feather(box_mask((20, 20), (10, 0, 11, 20)), 8))
+    assert (alpha[:, 10] > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("polarity", "edited"),
+    [("white_edits", (0, 0)), ("black_edits", (15, 15))],
+)
+def test_polarity(polarity, edited):
+    source = decode(noise(16, 16), box_mask((16, 16), (0, 0, 8, 8)), polarity)
+    assert source.mask.getpixel(edited) == 255
+    assert source.mask.getpixel((15 - edited[0], 15 - edited[1])) == 0
+
+
+def test_the_transparent_part_of_an_image_is_its_mask():
+    cutout = noise(16, 16).convert("RGBA")
+    cutout.putalpha(box_mask((16, 16), (0, 0, 8, 16)))
+    source = images.decode(png(cutout), None, polarity="white_edits", max_pixels=10**8)
+    assert source.mask.getpixel((2, 2)) == 0
+    assert source.mask.getpixel((12, 2)) == 255
+
+
+def test_orientation_is_applied():
+    turned = noise(20, 30)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    buffer = BytesIO()
+    turned.save(buffer, "PNG", exif=exif)
+    mask = box_mask((30, 20), (0, 0, 8, 8))
+    source = images.decode(buffer.getvalue(), png(mask), polarity="white_edits", max_pixels=10**8)
+    assert source.image.size == (30, 20)
+
+
+@pytest.mark.parametrize(
+    ("mask", "code"),
+    [
+        (Image.new("L", (30, 16), 255), "MaskSizeMismatch"),
+        (Image.new("L", (16, 16), 0), "MaskEmpty"),
+        (None, "InvalidParameter"),
+    ],
+    ids=["size", "empty", "none"],
+)
+def test_masks_that_cannot_be_used(mask, code):
+    with pytest.raises(FarmError) as caught:
+        decode(noise(16, 16), mask)
+    assert caught.value.code == code
+
+
+def test_a_mask_that_keeps_nothing_is_accepted_with_a_warning():
+    assert decode(noise(16, 16), Image.new("L", (16, 16), 255)).warnings
+
+
+@pytest.mark.parametrize(
+    ("region", "bucket"),
+    [((500, 500), (512, 512)), ((90, 100), (256, 256)), ((900, 500), (640, 384)), ((100, 300), (384, 640))],
+)
+def test_the_bucket_has_the_regions_shape(region, bucket):
+    assert images.choose_bucket(((256, 256), (512, 512), (640, 384), (384, 640)), region) == bucket
+
+
+@given(
+    st.tuples(st.integers(1, 300), st.integers(1, 300)),
+    st.tuples(st.integers(8, 64), st.integers(8, 64)),
+    st.data(),
+)
+def test_a_widened_box_holds_the_old_one_and_stays_inside(limits, shape, data):
+    left = data.draw(st.integers(0, limits[0] - 1))
+    top = data.draw(st.integers(0, limits[1] - 1))
+    box = (left, top, data.draw(st.integers(left + 1, limits[0])), data.draw(st.integers(top + 1, limits[1])))
+    wide = images.widen(box, shape, limits)
+    assert 0 <= wide[0] <= box[0] and 0 <= wide[1] <= box[1]
+    assert box[2] <= wide[2] <= limits[0] and box[3] <= wide[3] <= limits[1]
