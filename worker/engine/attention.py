@@ -1,0 +1,161 @@
+"""Multi-head attention and the transformer that Stable Diffusion puts between its convolutions.
+
+Vaswani et al. 2017 (https://arxiv.org/abs/1706.03762); Rombach et al. 2022 (https://arxiv.org/abs/2112.10752),
+section 3.3, for conditioning by cross-attention; Shazeer 2020 (https://arxiv.org/abs/2002.05202) for the gated GELU.
+Query, key and value are parameters of their own, under diffusers' names, so that a LoRA finds each.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Attention(nn.Module):
+    """softmax(q kᵀ / √d) v over `heads` heads, then a linear layer: [B, N, query_width] → the same shape.
+
+    Keys and values come from `context` [B, L, context_width], or from the input where there is none.
+    """
+
+    def __init__(
+        self,
+        query_width: int,
+        *,
+        heads: int,
+        head_width: int,
+        context_width: int | None = None,
+        bias: bool = False,
+        out_bias: bool = True,
+    ):
+        super().__init__()
+        inner = heads * head_width
+        self.heads = heads
+        self.is_cross_attention = context_width is not None
+        source = query_width if context_width is None else context_width
+        self.to_q = nn.Linear(query_width, inner, bias=bias)
+        self.to_k = nn.Linear(source, inner, bias=bias)
+        self.to_v = nn.Linear(source, inner, bias=bias)
+        self.to_out = nn.ModuleList([nn.Linear(inner, query_width, bias=out_bias)])
+
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, ip_hidden_states: Sequence[Tensor] | None = None
+    ) -> Tensor:
+        source = x if context is None else context
+        query = self.split_heads(self.to_q(x))
+        key, value = self.split_heads(self.to_k(source)), self.split_heads(self.to_v(source))
+        return self.to_out[0](self.join_heads(F.scaled_dot_product_attention(query, key, value)))
+
+    def split_heads(self, x: Tensor) -> Tensor:
+        """[B, N, heads · d] → [B, heads, N, d]"""
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    @staticmethod
+    def join_heads(x: Tensor) -> Tensor:
+        """[B, heads, N, d] → [B, N, heads · d]"""
+        return x.transpose(1, 2).flatten(2)
+
+
+class GEGLU(nn.Module):
+    """One linear layer gives value and gate; value · gelu(gate)."""
+
+    def __init__(self, width: int, out_width: int):
+        super().__init__()
+        self.proj = nn.Linear(width, 2 * out_width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.proj(x).chunk(2, dim=-1)
+        return value * F.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    """A gated layer four times as wide, and back. The middle entry keeps diffusers' numbering: `net.0`, `net.2`."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.net = nn.ModuleList([GEGLU(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.net:
+            x = layer(x)
+        return x
+
+
+class BasicTransformerBlock(nn.Module):
+    """Self-attention, cross-attention, feed-forward; each normalised before and added after. [B, N, width].
+
+    With `only_cross_attention` the first attention looks at the context as well, instead of at the picture.
+    """
+
+    def __init__(self, width: int, *, heads: int, context_width: int, only_cross_attention: bool = False):
+        super().__init__()
+        self.only_cross_attention = only_cross_attention
+        shape = {"heads": heads, "head_width": width // heads}
+        self.norm1 = nn.LayerNorm(width)
+        self.attn1 = Attention(width, **shape, context_width=context_width if only_cross_attention else None)
+        self.norm2 = nn.LayerNorm(width)
+        self.attn2 = Attention(width, **shape, context_width=context_width)
+        self.norm3 = nn.LayerNorm(width)
+        self.ff = FeedForward(width)
+
+    def forward(self, x: Tensor, context: Tensor, ip_hidden_states: Sequence[Tensor] | None = None) -> Tensor:
+        x = self.attn1(self.norm1(x), context if self.only_cross_attention else None) + x
+        x = self.attn2(self.norm2(x), context, ip_hidden_states) + x
+        return self.ff(self.norm3(x)) + x
+
+
+class Transformer2DModel(nn.Module):
+    """A stack of transformer blocks over the pixels of a feature map: [B, channels, h, w] → the same shape.
+
+    `use_linear_projection`: projections in and out are linear layers (SD 2.x), not 1×1 convolutions (SD 1.x).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        heads: int,
+        depth: int,
+        context_width: int,
+        groups: int,
+        use_linear_projection: bool = False,
+        only_cross_attention: bool = False,
+    ):
+        super().__init__()
+        width = channels // heads * heads
+        self.use_linear_projection = use_linear_projection
+        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
+        self.proj_in = nn.Linear(channels, width) if use_linear_projection else nn.Conv2d(channels, width, 1)
+        self.transformer_blocks = nn.ModuleList(
+            BasicTransformerBlock(
+                width, heads=heads, context_width=context_width, only_cross_attention=only_cross_attention
+            )
+            for _ in range(depth)
+        )
+        self.proj_out = nn.Linear(width, channels) if use_linear_projection else nn.Conv2d(width, channels, 1)
+
+    def forward(self, x: Tensor, context: Tensor, ip_hidden_states: Sequence[Tensor] | None = None) -> Tensor:
+        hidden = self.norm(x)
+        if self.use_linear_projection:
+            hidden = self.proj_in(_to_tokens(hidden))
+        else:
+            hidden = _to_tokens(self.proj_in(hidden))
+        for block in self.transformer_blocks:
+            hidden = block(hidden, context, ip_hidden_states)
+        if self.use_linear_projection:
+            hidden = _to_picture(self.proj_out(hidden), x)
+        else:
+            hidden = self.proj_out(_to_picture(hidden, x))
+        return hidden + x
+
+
+def _to_tokens(x: Tensor) -> Tensor:
+    """[B, C, h, w] → [B, h · w, C]"""
+    return x.flatten(2).transpose(1, 2)
+
+
+def _to_picture(tokens: Tensor, like: Tensor) -> Tensor:
+    """[B, h · w, C] → [B, C, h, w], with the height, width and memory format of `like`."""
+    channels_last = like.is_contiguous(memory_format=torch.channels_last)
+    picture = tokens.transpose(1, 2).unflatten(2, like.shape[-2:])
+    return picture.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
