@@ -1,0 +1,109 @@
+"""The step: one UNet forward for all rows of one shape, then each request by its own scheduler.
+
+Requests at different timesteps, with different schedulers, guidance scales and seeds, share the forward; a request
+without guidance adds no unconditional row to it.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from worker.engine.errors import InvalidParameter
+from worker.engine.guidance import classifier_free_guidance
+from worker.engine.request import Request
+
+UNet = Callable[..., torch.Tensor]
+Key = tuple[Any, ...]
+
+
+def group_key(request: Request) -> Key:
+    """Requests of one key can share a forward: the shapes and dtypes of a row are the same."""
+    rows = (request.latents, request.prompt_embeds, request.timestep_cond, *request.ip_hidden_states)
+    return tuple(None if row is None else (row.shape[1:], row.dtype, row.device) for row in rows)
+
+
+def twice(request: Request, tensor: torch.Tensor) -> torch.Tensor:
+    """`tensor` ``[N, …]``, under guidance ``[2N, …]``: the unconditional rows first."""
+    return torch.cat([tensor, tensor]) if request.guided else tensor
+
+
+def model_input(request: Request, in_channels: int) -> torch.Tensor:
+    """``[N or 2N, in_channels, h, w]``: latents; for an inpainting UNet, mask and masked-image latents behind them."""
+    sample = request.scheduler.model_input(request.state, request.latents)
+    if in_channels != sample.shape[1]:
+        sample = torch.cat([sample, request.mask, request.masked_image_latents], dim=1)
+    return twice(request, sample)
+
+
+def halves(request: Request, positive: torch.Tensor, negative: torch.Tensor | None) -> torch.Tensor:
+    return torch.cat([negative, positive]) if request.guided else positive
+
+
+def predict(unet: UNet, requests: Sequence[Request], in_channels: int) -> list[torch.Tensor]:
+    """The model's guided output ``[N, C, h, w]`` for each of `requests`, all of one `group_key`."""
+    samples = [model_input(request, in_channels) for request in requests]
+    times = [r.scheduler.timestep(r.state).expand(len(s)) for r, s in zip(requests, samples, strict=True)]
+    condition = None
+    if requests[0].timestep_cond is not None:
+        condition = torch.cat([twice(request, request.timestep_cond) for request in requests])
+    images = [
+        torch.cat([halves(r, r.ip_hidden_states[i], _at(r.negative_ip_hidden_states, i)) for r in requests])
+        for i in range(len(requests[0].ip_hidden_states))
+    ]
+    output = unet(
+        torch.cat(samples),
+        torch.cat([time.float() for time in times]) if len(times) > 1 else times[0],
+        encoder_hidden_states=torch.cat([halves(r, r.prompt_embeds, r.negative_prompt_embeds) for r in requests]),
+        timestep_cond=condition,
+        ip_hidden_states=images or None,
+    )
+    parts = output.split([len(sample) for sample in samples])
+    return [_guided(request, part) for request, part in zip(requests, parts, strict=True)]
+
+
+def _at(sequence: tuple[torch.Tensor, ...], index: int) -> torch.Tensor | None:
+    return sequence[index] if sequence else None
+
+
+def _guided(request: Request, output: torch.Tensor) -> torch.Tensor:
+    if not request.guided:
+        return output
+    unconditional, conditional = output.chunk(2)
+    return classifier_free_guidance(unconditional, conditional, request.guidance_scale)
+
+
+def advance(request: Request, output: torch.Tensor) -> Request:
+    """One scheduler step; for a plain UNet the region the mask keeps is put back, at the noise level that is next."""
+    scheduler = request.scheduler
+    state, latents, _ = scheduler.step(
+        request.state, output, request.latents, generator=request.generator, eta=request.eta
+    )
+    if request.image_latents is not None:
+        kept = request.image_latents
+        if not scheduler.done(state):
+            kept = scheduler.add_noise(state, kept, request.noise, scheduler.timestep(state))
+        latents = (1 - request.mask) * kept + request.mask * latents
+    return replace(request, state=state, latents=latents)
+
+
+@torch.no_grad()
+def denoise_step(unet: UNet, requests: Sequence[Request]) -> list[Request]:
+    """Every request one step further, in the order given.
+
+    `unet` has `.config.in_channels` and the call ``unet(sample [B, in_channels, h, w], timestep, *,
+    encoder_hidden_states [B, L, D], timestep_cond, ip_hidden_states) -> [B, C, h, w]``.
+    Raises InvalidParameter for a request that is done.
+    """
+    groups: dict[Key, list[int]] = {}
+    for i, request in enumerate(requests):
+        if request.done:
+            raise InvalidParameter("requests", f"holds one, number {i}, that has no step left: finish it")
+        groups.setdefault(group_key(request), []).append(i)
+    stepped: dict[int, Request] = {}
+    for indices in groups.values():
+        outputs = predict(unet, [requests[i] for i in indices], unet.config.in_channels)
+        for i, output in zip(indices, outputs, strict=True):
+            stepped[i] = advance(requests[i], output)
+    return [stepped[i] for i in range(len(requests))]

@@ -1,0 +1,375 @@
+"""StableDiffusionInpaintPipeline: the call, from arguments to pictures.
+
+    call ──check──▶ prepare_request ──▶ Request ──denoise_step──▶ … ──▶ finish_request ──▶ pictures
+
+`__call__` is these three in a row. A step loop that serves many calls at once uses them one by one.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from worker.engine import prompts
+from worker.engine.call import Call
+from worker.engine.callbacks import StepEnd, changed, view, wanted_tensors, with_guidance
+from worker.engine.checks import Limits, check, is_int, require
+from worker.engine.components import PipelineComponents, default_sample_size
+from worker.engine.denoise import denoise_step
+from worker.engine.errors import InvalidParameter, NonFiniteOutput
+from worker.engine.guidance import guidance_scale_embedding, is_guided
+from worker.engine.image_processor import Pictures
+from worker.engine.latents import repeat_rows
+from worker.engine.noise import Generators, skip_sample
+from worker.engine.prepare import overlay_of, prepare_grid, read_canvas
+from worker.engine.request import Request
+
+
+@dataclass
+class StableDiffusionPipelineOutput:
+    """`images`: a list of PIL images, or an array ``[N, H, W, 3]``, a tensor ``[N, 3, H, W]`` (both 0..1), or latents.
+
+    `nsfw_content_detected`: one bool a picture, None without a safety checker or for latents. Also reads as a tuple
+    (``output[0]``) and as a mapping (``output["images"]``), whose missing entries are those that are None.
+    """
+
+    images: list[Image.Image] | np.ndarray | torch.Tensor
+    nsfw_content_detected: list[bool] | None = None
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        return tuple(value for value in (self.images, self.nsfw_content_detected) if value is not None)
+
+    def __getitem__(self, key: int | slice | str) -> Any:
+        return (
+            {f.name: getattr(self, f.name) for f in fields(self)}[key] if isinstance(key, str) else self.to_tuple()[key]
+        )
+
+    def __len__(self) -> int:
+        return len(self.to_tuple())
+
+
+class StableDiffusionInpaintPipeline(PipelineComponents):
+    """Repaint what a mask marks, as a text says. Drop-in for diffusers' class of this name; see README.md."""
+
+    _callback_tensor_inputs = ("latents", "prompt_embeds", "negative_prompt_embeds", "mask", "masked_image_latents")
+    _guidance_scale = 7.5
+    _clip_skip: int | None = None
+    _cross_attention_kwargs: dict[str, Any] | None = None
+    _num_timesteps = 0
+    _interrupt = False
+
+    @property
+    def guidance_scale(self) -> float:
+        """Of the call in progress; a callback may set `_guidance_scale`."""
+        return self._guidance_scale
+
+    @property
+    def clip_skip(self) -> int | None:
+        return self._clip_skip
+
+    @property
+    def cross_attention_kwargs(self) -> dict[str, Any] | None:
+        return self._cross_attention_kwargs
+
+    @property
+    def num_timesteps(self) -> int:
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        """Set `_interrupt` in a callback to end the call after this step."""
+        return self._interrupt
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        return is_guided(self._guidance_scale, self.unet.config.time_cond_proj_dim)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        image: Pictures | None = None,
+        mask_image: Pictures | None = None,
+        masked_image_latents: torch.Tensor | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        padding_mask_crop: int | None = None,
+        strength: float = 1.0,
+        num_inference_steps: int = 50,
+        timesteps: list[int] | None = None,
+        sigmas: list[float] | None = None,
+        guidance_scale: float = 7.5,
+        negative_prompt: str | list[str] | None = None,
+        num_images_per_prompt: int | None = 1,
+        eta: float = 0.0,
+        generator: Generators = None,
+        latents: torch.Tensor | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        ip_adapter_image: Any = None,
+        ip_adapter_image_embeds: list[torch.Tensor] | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        clip_skip: int | None = None,
+        callback_on_step_end: StepEnd | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        *,
+        callback: Callable[[int, torch.Tensor, torch.Tensor], None] | None = None,
+        callback_steps: int | None = None,
+    ) -> StableDiffusionPipelineOutput | tuple[Any, list[bool] | None]:
+        """Pictures of `image` with what `mask_image` marks (white) repainted.
+
+        B prompts times `num_images_per_prompt` make N pictures; a list of images or masks is tiled to N.
+
+        prompt, negative_prompt: a string, or a list of B. Over 77 tokens are cut off. The negative prompt is read
+            only under guidance.
+        image: RGB pictures (`image_processor` says which kinds), or latents ``[n, 4, h, w]``; any size.
+        mask_image: one channel, white to repaint; same kinds; binarized at one half.
+        masked_image_latents: ``[n, 4, h, w]``, instead of encoding the masked image.
+        height, width: of the result, multiples of 8; default the UNet's `sample_size` times 8.
+        padding_mask_crop: work on the mask's surroundings, so many pixels around it, and lay the result over the
+            original; PIL in, PIL out.
+        strength: 0..1, how much of the schedule is walked; below 1 it starts from the noised picture.
+        num_inference_steps, timesteps, sigmas: the schedule; the latter two where the scheduler takes them.
+        guidance_scale: above 1 a second, unconditional pass a step pulls the result towards the text.
+        eta: DDIM's η, 0..1.
+        generator: torch.Generator on the CPU or the device, or a list of N.
+        latents: ``[N, 4, h, w]`` start noise.
+        prompt_embeds, negative_prompt_embeds: ``[B, L, D]``, instead of texts.
+        ip_adapter_image: one entry for each IP-Adapter; ip_adapter_image_embeds: ``[1 or 2, images, …]`` for each, the
+            negative half first under guidance.
+        output_type: "pil", "np", "pt" or "latent".
+        return_dict: False gives a plain tuple.
+        cross_attention_kwargs: `{"scale": s}` scales the LoRAs in this call.
+        clip_skip: how many of CLIP's last layers to leave out.
+        callback_on_step_end: see `callbacks`; callback: ``(step, timestep, latents)`` every `callback_steps` steps.
+
+        Raises InvalidParameter with the argument's name, NonFiniteOutput when the models produce NaN or Inf.
+        """
+        self._guidance_scale = guidance_scale
+        self._clip_skip = clip_skip
+        self._cross_attention_kwargs = cross_attention_kwargs
+        self._interrupt = False
+        names = wanted_tensors(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        is_count = callback_steps is None or (is_int(callback_steps) and callback_steps > 0)
+        require(is_count, "callback_steps", f"has to be a positive integer, not {callback_steps!r}")
+        request = self.prepare_request(
+            prompt=prompt,
+            image=image,
+            mask_image=mask_image,
+            masked_image_latents=masked_image_latents,
+            height=height,
+            width=width,
+            padding_mask_crop=padding_mask_crop,
+            strength=strength,
+            num_inference_steps=num_inference_steps,
+            timesteps=timesteps,
+            sigmas=sigmas,
+            guidance_scale=guidance_scale,
+            negative_prompt=negative_prompt,
+            num_images_per_prompt=num_images_per_prompt,
+            eta=eta,
+            generator=generator,
+            latents=latents,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+            ip_adapter_image=ip_adapter_image,
+            ip_adapter_image_embeds=ip_adapter_image_embeds,
+            output_type=output_type,
+            cross_attention_kwargs=cross_attention_kwargs,
+            clip_skip=clip_skip,
+            keep_masked_image_latents="masked_image_latents" in names,
+        )
+        order, total = request.scheduler.order, request.num_timesteps
+        self._num_timesteps = total
+        steps = request.state.num_inference_steps - request.state.begin_index // order
+        warmup = total - steps * order
+        with self.progress_bar(total=steps) as bar:
+            while not request.done and not self.interrupt:
+                i, timestep = request.step_index, request.scheduler.timestep(request.state)
+                (request,) = self.denoise_step([request])
+                if callback_on_step_end is not None:
+                    request = changed(request, callback_on_step_end(self, i, timestep, view(request, names)))
+                    request = with_guidance(request, self._guidance_scale, self.unet.config.time_cond_proj_dim)
+                if i == total - 1 or (i + 1 > warmup and (i + 1) % order == 0):
+                    bar.update()
+                    if callback is not None and i % (callback_steps or 1) == 0:
+                        callback(i // order, timestep, request.latents)
+        output = self.finish_request(request)
+        return output if return_dict else (output.images, output.nsfw_content_detected)
+
+    @torch.no_grad()
+    def prepare_request(self, *, keep_masked_image_latents: bool = False, **arguments: Any) -> Request:
+        """Check the arguments of `__call__` that shape the picture, encode what is to be encoded, draw the noise.
+
+        `keep_masked_image_latents`: also for a UNet that does not read them. Raises InvalidParameter.
+        """
+        call = Call(**arguments)
+        if call.height is None or call.width is None:
+            call = call.sized(default_sample_size(self.unet) * self.vae_scale_factor)
+        plain = self._is_plain()
+        guided = self._is_guided(call)
+        check(call, self._limits(guided))
+        device = self.device
+        positive, negative = self.encode_prompt(
+            call.prompt,
+            device,
+            call.num_images_per_prompt,
+            guided,
+            call.negative_prompt,
+            prompt_embeds=call.prompt_embeds,
+            negative_prompt_embeds=call.negative_prompt_embeds,
+            lora_scale=call.lora_scale,
+            clip_skip=call.clip_skip,
+        )
+        custom = call.timesteps is not None or call.sigmas is not None
+        state = self.scheduler.start(
+            None if custom else call.num_inference_steps,
+            timesteps=call.timesteps,
+            sigmas=call.sigmas,
+            strength=call.strength,
+            device=device,
+        )
+        canvas = read_canvas(call, self.image_processor, self.mask_processor, self.vae.config.in_channels)
+        factor = self.vae_scale_factor
+        grid = prepare_grid(
+            call,
+            canvas,
+            self.vae,
+            self.scheduler,
+            state,
+            plain=plain,
+            shape=(call.rows, self.vae.config.latent_channels, call.height // factor, call.width // factor),
+            device=device,
+            dtype=positive.dtype,
+            keep_masked=keep_masked_image_latents or not plain,
+        )
+        conditioned = self._decoder_is_conditioned()
+        return Request(
+            scheduler=self.scheduler,
+            state=state,
+            prompt_embeds=positive,
+            negative_prompt_embeds=negative if guided else None,
+            guidance_scale=call.guidance_scale,
+            generator=call.generator,
+            eta=call.eta,
+            timestep_cond=self._timestep_cond(call, grid.latents),
+            pixels=canvas.image.to(device=device, dtype=positive.dtype) if conditioned else None,
+            pixel_mask=canvas.mask.to(device=device, dtype=positive.dtype) if conditioned else None,
+            overlay=overlay_of(call, canvas),
+            output_type=call.output_type,
+            **vars(grid),
+        )
+
+    def denoise_step(self, requests: Sequence[Request]) -> list[Request]:
+        """Every request one step further; see `denoise.denoise_step`."""
+        return denoise_step(self.unet, requests)
+
+    @torch.no_grad()
+    def finish_request(self, request: Request) -> StableDiffusionPipelineOutput:
+        """Decode, judge and hand out. Raises NonFiniteOutput when there is a NaN or Inf in latents or picture."""
+        latents = request.latents
+        if not torch.isfinite(latents).all():
+            raise NonFiniteOutput("the latents hold NaN or Inf: try float32 or bfloat16, or another scheduler")
+        if request.output_type == "latent":
+            return StableDiffusionPipelineOutput(latents)
+        decoded = self._decode(request)
+        if not torch.isfinite(decoded).all():
+            raise NonFiniteOutput("the VAE made NaN or Inf: try it in float32 or bfloat16")
+        decoded, flags = self.run_safety_checker(decoded, request.prompt_embeds.dtype)
+        whole = None if flags is None else [not flag for flag in flags]
+        images = self.image_processor.postprocess(decoded, request.output_type, do_denormalize=whole)
+        if (over := request.overlay) is not None:
+            images = [self.image_processor.apply_overlay(over.mask, over.image, one, over.box) for one in images]
+        return StableDiffusionPipelineOutput(images, flags)
+
+    def encode_prompt(
+        self,
+        prompt: str | list[str] | None,
+        device: torch.device | str,
+        num_images_per_prompt: int,
+        do_classifier_free_guidance: bool,
+        negative_prompt: str | list[str] | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        lora_scale: float | None = None,
+        clip_skip: int | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(positive, negative) text embeddings, ``[B·num_images_per_prompt, L, D]`` each; see `prompts`."""
+        reference = self.text_encoder if self.text_encoder is not None else self.unet
+        return prompts.encode_prompt(
+            self.tokenizer,
+            self.text_encoder,
+            prompt,
+            negative_prompt,
+            prompt_embeds,
+            negative_prompt_embeds,
+            num_images_per_prompt=num_images_per_prompt,
+            guided=do_classifier_free_guidance,
+            clip_skip=clip_skip,
+            device=torch.device(device),
+            dtype=reference.dtype,
+        )
+
+    def run_safety_checker(self, image: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, list[bool] | None]:
+        """Pictures ``[N, 3, H, W]`` in −1..1 with flagged ones black, and the flags; untouched without a checker."""
+        if self.safety_checker is None:
+            return image, None
+        pictures = self.image_processor.postprocess(image, output_type="pil")
+        pixels = self.feature_extractor(pictures, return_tensors="pt").pixel_values
+        return self.safety_checker(clip_input=pixels.to(image.device, dtype), images=image)
+
+    def get_guidance_scale_embedding(
+        self, w: torch.Tensor, embedding_dim: int = 512, dtype: torch.dtype = torch.float32
+    ) -> torch.Tensor:
+        """``[len(w), embedding_dim]``; see `guidance.guidance_scale_embedding`."""
+        return guidance_scale_embedding(w, embedding_dim, dtype)
+
+    def _is_plain(self) -> bool:
+        """Whether the UNet knows nothing of masks, so that the kept region is put back after every step."""
+        channels, given = self.vae.config.latent_channels, self.unet.config.in_channels
+        rule = f"should have {channels} or {2 * channels + 1} input channels, not {given}"
+        require(given in (channels, 2 * channels + 1), "unet", rule)
+        return given == channels
+
+    def _is_guided(self, call: Call) -> bool:
+        numeric = isinstance(call.guidance_scale, int | float)
+        return numeric and is_guided(call.guidance_scale, self.unet.config.time_cond_proj_dim)
+
+    def _limits(self, guided: bool) -> Limits:
+        return Limits(
+            vae_scale_factor=self.vae_scale_factor,
+            latent_channels=self.vae.config.latent_channels,
+            cross_attention_dim=self.unet.config.cross_attention_dim,
+            text_layers=None if self.text_encoder is None else self.text_encoder.config.num_hidden_layers,
+            ip_adapters=0,
+            guided=guided,
+        )
+
+    def _timestep_cond(self, call: Call, latents: torch.Tensor) -> torch.Tensor | None:
+        width = self.unet.config.time_cond_proj_dim
+        if width is None:
+            return None
+        scales = torch.tensor(call.guidance_scale - 1).repeat(call.rows)
+        return self.get_guidance_scale_embedding(scales, embedding_dim=width).to(latents.device, latents.dtype)
+
+    def _decoder_is_conditioned(self) -> bool:
+        return hasattr(self.vae.decoder, "condition_encoder")
+
+    def _decode(self, request: Request) -> torch.Tensor:
+        """``[N, 3, H, W]`` in about −1..1."""
+        scaled = request.latents / self.vae.config.scaling_factor
+        if request.pixels is None:
+            return self.vae.decode(scaled)
+        pixels, mask = request.pixels, request.pixel_mask
+        if pixels.shape[-2:] != mask.shape[-2:]:
+            raise InvalidParameter("image", "has to be a picture, not latents, for a VAE whose decoder looks at it")
+        skip_sample(len(pixels), scaled.shape[1:], request.generator, pixels.device, pixels.dtype)
+        rows = len(scaled)
+        return self.vae.decode(
+            scaled, image=repeat_rows(pixels, rows, "image"), mask=repeat_rows(mask, rows, "mask_image")
+        )
