@@ -1,19 +1,45 @@
-"""Fixtures: a private Redis, object stores, and torch held to one thread."""
+"""Fixtures: a private Redis, a real S3 server, object stores, and torch held to one thread."""
 
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
+from farm.storage import ObjectStore
 from farm.storage.local import LocalStore
+from farm.storage.s3 import S3Store
 from tests.servers.redis import RedisServer
+from tests.servers.s3 import S3Server, shared_radosgw, stop_shared, why_moto
 
 # Set before torch or its BLAS is imported anywhere: the test processes share few cores.
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
+
+# What all processes of one run share: made by the first, found by pytest-xdist's workers in their environment.
+_SHARED, _OWNER = "FARM_TEST_SHARED", "FARM_TEST_OWNER"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if _SHARED not in os.environ:
+        os.environ[_SHARED], os.environ[_OWNER] = tempfile.mkdtemp(prefix="farm-tests-"), str(os.getpid())
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if os.environ.get(_OWNER) == str(os.getpid()):
+        folder = Path(os.environ.pop(_SHARED))
+        stop_shared(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"S3: {why_moto() or 'radosgw, a real server'}"
 
 
 @pytest.fixture(scope="session")
@@ -34,6 +60,65 @@ def redis_url(redis_server: RedisServer) -> str:
     return redis_server.url
 
 
+@pytest.fixture(scope="session")
+def moto_server() -> Iterator[S3Server]:
+    """An imitation of S3 inside this process: up in no time, checks no signature."""
+    from moto.server import ThreadedMotoServer  # takes half a second to import: only for who needs it
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        yield S3Server("moto", f"http://{host}:{port}")
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def s3_server(request: pytest.FixtureRequest) -> S3Server:
+    """The real server, one a run; where it is not installed, moto."""
+    if why_moto():
+        server: S3Server = request.getfixturevalue("moto_server")
+        return server
+    return shared_radosgw(Path(os.environ[_SHARED]), int(os.environ[_OWNER]))
+
+
 @pytest.fixture
-def local_store(tmp_path: Path) -> LocalStore:
-    return LocalStore(tmp_path / "store")
+def s3_bucket(s3_server: S3Server) -> str:
+    """The name of a bucket of this test's own."""
+    return new_bucket(s3_server)
+
+
+def new_bucket(server: S3Server) -> str:
+    name = f"t-{uuid.uuid4().hex[:16]}"
+    server.client().create_bucket(Bucket=name)
+    return name
+
+
+class StoreAt(NamedTuple):
+    """A store, and the URL of a place in it that is this test's own and empty; join names to it."""
+
+    store: ObjectStore
+    url: str
+
+
+@pytest.fixture
+def local_store(tmp_path: Path) -> StoreAt:
+    return StoreAt(LocalStore(tmp_path / "store"), f"file://{tmp_path}/store")
+
+
+@pytest.fixture
+def s3_store(s3_server: S3Server, s3_bucket: str) -> StoreAt:
+    return StoreAt(S3Store(s3_server.settings()), f"s3://{s3_bucket}")
+
+
+@pytest.fixture
+def moto_store(moto_server: S3Server) -> StoreAt:
+    return StoreAt(S3Store(moto_server.settings()), f"s3://{new_bucket(moto_server)}")
+
+
+@pytest.fixture(params=["local", "s3"])
+def any_store(request: pytest.FixtureRequest) -> StoreAt:
+    """Each store in turn."""
+    store: StoreAt = request.getfixturevalue(f"{request.param}_store")
+    return store

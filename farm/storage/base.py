@@ -33,7 +33,8 @@ from farm.errors import InvalidName, InvalidParameter, Misconfigured, ObjectExis
 Progress = Callable[[int], None]
 """Called with a number of bytes each time some moved, so that whoever holds a lease can see that work goes on.
 
-It is a sign of life, not a meter: a client that hashes or sends a body again reports those bytes again."""
+It is a sign of life, not a meter: a client that hashes or sends a body again reports those bytes again. It must not
+raise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,10 @@ class S3Settings:
     read_timeout: float = 30.0  # seconds without a byte
     max_attempts: int = 1  # tries inside boto3; the farm retries by itself, with full jitter
     max_connections: int = 32
+
+    def __post_init__(self) -> None:
+        if "@" in (self.endpoint_url or ""):
+            raise Misconfigured("The S3 endpoint contains credentials; give them as access key and secret key.")
 
 
 class ObjectStore(ABC):
