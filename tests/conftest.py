@@ -95,30 +95,34 @@ def new_bucket(server: S3Server) -> str:
     return name
 
 
+@pytest.fixture
+def local_store(tmp_path: Path) -> LocalStore:
+    """A store whose root is `tmp_path / "store"`."""
+    return LocalStore(tmp_path / "store")
+
+
+@pytest.fixture
+def s3_store(s3_server: S3Server) -> S3Store:
+    """The port on the S3 server; `s3_bucket` names a bucket to use it with."""
+    return S3Store(s3_server.settings())
+
+
 class StoreAt(NamedTuple):
     """A store, and the URL of a place in it that is this test's own and empty; join names to it."""
 
     store: ObjectStore
     url: str
+    kind: str  # local, radosgw or moto
 
 
-@pytest.fixture
-def local_store(tmp_path: Path) -> StoreAt:
-    return StoreAt(LocalStore(tmp_path / "store"), f"file://{tmp_path}/store")
-
-
-@pytest.fixture
-def s3_store(s3_server: S3Server, s3_bucket: str) -> StoreAt:
-    return StoreAt(S3Store(s3_server.settings()), f"s3://{s3_bucket}")
-
-
-@pytest.fixture
-def moto_store(moto_server: S3Server) -> StoreAt:
-    return StoreAt(S3Store(moto_server.settings()), f"s3://{new_bucket(moto_server)}")
+def store_at(kind: str, request: pytest.FixtureRequest, folder: Path) -> StoreAt:
+    if kind == "local":
+        return StoreAt(LocalStore(folder / "store"), f"file://{folder}/store", kind)
+    server: S3Server = request.getfixturevalue(f"{kind}_server")
+    return StoreAt(S3Store(server.settings()), f"s3://{new_bucket(server)}", server.kind)
 
 
 @pytest.fixture(params=["local", "s3"])
-def any_store(request: pytest.FixtureRequest) -> StoreAt:
+def any_store(request: pytest.FixtureRequest, tmp_path: Path) -> StoreAt:
     """Each store in turn."""
-    store: StoreAt = request.getfixturevalue(f"{request.param}_store")
-    return store
+    return store_at(request.param, request, tmp_path)
