@@ -1,0 +1,208 @@
+"""Writing LoRAs into a model's weights and taking them out again, to the last bit.
+
+A swap never subtracts. The first time a weight is touched, a copy of it is kept; every set after that is written as
+W₀ + Σ sᵢ·ΔWᵢ from that copy, in float32, rounded once to the weight's dtype, into the storage where the weight always
+was (so pointers, views and CUDA graphs stay valid). Restoring is copying W₀ back, and so is exact by construction.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from worker.engine.errors import InvalidParameter, LoraIncompatible, LoraNonFinite
+from worker.engine.lora.deltas import Delta, LowRank
+from worker.engine.lora.strengths import BlockStrength, Strength
+from worker.engine.lora.targets import TargetTable, named_targets
+from worker.engine.lora.weights import LoraWeights
+
+
+class Adapter(NamedTuple):
+    """A LoRA and how strongly it acts on each component; None leaves the component alone."""
+
+    lora: LoraWeights
+    unet: Strength | None = 1.0
+    text_encoder: Strength | None = 1.0
+
+    def strength(self, name: str) -> float | None:
+        """The strength for the target `name`."""
+        component, _, path = name.partition(".")
+        strength = self.text_encoder if component == "text_encoder" else self.unet
+        return strength.at(path) if isinstance(strength, BlockStrength) else strength
+
+
+# What is added to one weight: each delta with its strength.
+Terms = tuple[tuple[Delta, float], ...]
+
+
+class LoraMerger:
+    """The LoRA set of one UNet and one text encoder (either may be None).
+
+    Between swaps the models' weights must not be written, moved or cast by others, but within `detached()`; a merged
+    weight that was raises RuntimeError at the next swap. Not safe for two threads at once.
+    """
+
+    def __init__(self, unet: nn.Module | None, text_encoder: nn.Module | None = None):
+        self.table = TargetTable.of(unet, text_encoder)
+        self._modules = dict(named_targets(unet, text_encoder))
+        self._pristine: dict[str, Tensor] = {}
+        self._stamps: dict[str, tuple[object, ...]] = {}
+        self._terms: dict[str, Terms] = {}
+        self._set: tuple[Adapter, ...] = ()
+        # Weights whose writing was cut off and could not be taken back: the next swap writes them whatever it is.
+        self._unsure: set[str] = set()
+
+    @property
+    def adapters(self) -> tuple[Adapter, ...]:
+        """The set that is in the weights."""
+        return self._set
+
+    def fingerprint(self, component: str | None = None) -> str:
+        """A hash of the set that is in the weights, or of what of it acts on one component; "" where nothing does.
+
+        Equal fingerprints on equal base weights mean equal weights, so it is a key for whatever is computed from them.
+        """
+        return _fingerprint(self._set, component)
+
+    def set_adapters(self, adapters: Iterable[Adapter | tuple], *, check_finite: bool = False) -> bool:
+        """Make the weights W₀ + Σ s·ΔW of exactly these; True if anything was to be written.
+
+        All or nothing: whatever is raised, the weights are, bit for bit, what they were before. Raises
+        `InvalidParameter` (a strength that is not finite), `LoraIncompatible` (a LoRA read for another model), and with
+        `check_finite` `LoraNonFinite` if a sum leaves the range of the weights' dtype.
+        """
+        wanted = tuple(Adapter(*adapter) for adapter in adapters)
+        if not self._unsure and _fingerprint(wanted) == _fingerprint(self._set):
+            return False
+        terms = self._plan(wanted)
+        changed = [
+            name
+            for name in self._modules
+            if name in self._unsure or _key(terms.get(name, ())) != _key(self._terms.get(name, ()))
+        ]
+        self._check_untouched(changed)
+        written: list[str] = []
+        try:
+            for name in changed:
+                self._unsure.add(name)
+                written.append(name)
+                self._write(name, terms.get(name, ()))
+                if check_finite and not torch.isfinite(self._modules[name].weight).all():
+                    raise LoraNonFinite(f"{name}: the sum of weight and LoRA is not finite; lower its scale")
+        except BaseException:
+            for name in written:
+                self._write(name, self._terms.get(name, ()))
+                self._unsure.discard(name)
+            raise
+        self._terms, self._set = terms, wanted
+        self._unsure.clear()
+        return True
+
+    def restore(self) -> bool:
+        """Take every LoRA out: the weights are bit-equal to those first seen. True if there was one."""
+        return self.set_adapters(())
+
+    @contextmanager
+    def detached(self) -> Iterator[None]:
+        """Within, the weights are the base's and may be moved, cast or replaced; after, the set is merged anew."""
+        adapters = self._set
+        self.restore()
+        self._pristine.clear()
+        self._stamps.clear()
+        try:
+            yield
+        finally:
+            self.set_adapters(adapters)
+
+    def _plan(self, adapters: tuple[Adapter, ...]) -> dict[str, Terms]:
+        terms: dict[str, Terms] = {}
+        for adapter in adapters:
+            for name, delta in adapter.lora.deltas.items():
+                target = self.table.targets.get(name)
+                if target is None or target.shape != delta.shape:
+                    raise LoraIncompatible(f"{adapter.lora.source} was read for another model: {name} does not fit")
+                strength = adapter.strength(name)
+                if strength is None:
+                    continue
+                if not math.isfinite(strength):
+                    raise InvalidParameter("scale", f"must be finite, and is {strength} for {name}")
+                terms[name] = (*terms.get(name, ()), (delta, float(strength)))
+        return terms
+
+    def _check_untouched(self, names: Iterable[str]) -> None:
+        """Notice what others did to the weights: learn base weights anew, refuse merged ones, which are lost."""
+        for name in names:
+            if name in self._pristine and self._stamps[name] != _stamp(self._modules[name].weight):
+                if name in self._terms:
+                    raise RuntimeError(f"{name} was written or moved while a LoRA was merged into it; use `detached()`")
+                del self._pristine[name]
+
+    @torch.no_grad()
+    def _write(self, name: str, terms: Terms) -> None:
+        weight = self._modules[name].weight
+        if name not in self._pristine:
+            self._pristine[name] = weight.clone()
+        try:
+            _merge(weight, self._pristine[name], terms)
+        finally:
+            self._stamps[name] = _stamp(weight)
+
+
+def _merge(weight: Tensor, base: Tensor, terms: Terms) -> None:
+    """weight ← base + Σ strength·ΔW, in place."""
+    if not terms:
+        weight.copy_(base)
+        return
+    origin = base.float()
+    if _rows(weight) is not None and all(isinstance(delta, LowRank) for delta, _ in terms):
+        total = weight if weight.dtype == torch.float32 else torch.empty_like(origin)
+        _add_low_rank(total, origin, terms)
+    else:
+        total = origin.clone()
+        for delta, strength in terms:
+            total += delta.change(origin, strength)
+    if total is not weight:
+        weight.copy_(total)
+
+
+def _add_low_rank(out: Tensor, base: Tensor, terms: Terms) -> None:
+    """out ← base + Σ strength·scale·B·A, all float32: one product a LoRA, summed where it is due, no ΔW in between."""
+    out_rows, base_rows = _rows(out), _rows(base)
+    for delta, strength in terms:
+        up, down = (factor.to(out.device, torch.float32) for factor in (delta.up, delta.down))
+        if not out.is_contiguous():  # channels last: the rows hold the kernel's axes before the inputs
+            down = down.view(-1, *out.shape[1:]).permute(0, 2, 3, 1).flatten(1)
+        torch.addmm(base_rows, up, down, alpha=strength * delta.scale, out=out_rows)
+        base_rows = out_rows
+
+
+def _rows(weight: Tensor) -> Tensor | None:
+    """The weight as [out, rest] without a copy, whether its memory is in channels-first or channels-last order."""
+    if weight.is_contiguous():
+        return weight.view(weight.shape[0], -1)
+    if weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last):
+        return weight.permute(0, 2, 3, 1).view(weight.shape[0], -1)
+    return None
+
+
+def _stamp(weight: Tensor) -> tuple[object, ...]:
+    """Changes when anybody writes the weight in place or gives it other memory."""
+    return weight.data_ptr(), weight.dtype, weight.device, weight._version
+
+
+def _key(terms: Terms) -> tuple[tuple[int, float], ...]:
+    return tuple((id(delta), strength) for delta, strength in terms)
+
+
+def _fingerprint(adapters: Iterable[Adapter], component: str | None = None) -> str:
+    parts = []
+    for lora, unet, text_encoder in adapters:
+        for part, strength in (("unet", unet), ("text_encoder", text_encoder)):
+            if part in lora.components and component in (None, part) and strength is not None:
+                exact = strength if isinstance(strength, BlockStrength) else float(strength)
+                parts.append(f"{part}:{lora.fingerprint}:{exact!r}")
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest() if parts else ""
