@@ -166,20 +166,18 @@ def check_ip_adapter(call: Call, limits: Limits) -> None:
     images, embeds, count = call.ip_adapter_image, call.ip_adapter_image_embeds, limits.ip_adapters
     exclusive = "and `ip_adapter_image_embeds` exclude each other: pass one"
     require(images is None or embeds is None, "ip_adapter_image", exclusive)
-    rule = "needs an IP-Adapter: call `load_ip_adapter` first"
-    require(count > 0 or not call.uses_ip_adapter, "ip_adapter_image", rule)
-    rule = "or `ip_adapter_image_embeds` has to be given while an IP-Adapter is loaded"
-    require(count == 0 or call.uses_ip_adapter, "ip_adapter_image", rule)
-    one_each = f"has to be a list with one entry for each of the {count} IP-Adapters"
-    if images is not None:
-        require((len(images) if isinstance(images, list) else 1) == count, "ip_adapter_image", one_each)
     if embeds is not None:
-        fits = isinstance(embeds, list) and len(embeds) == count
-        require(fits, "ip_adapter_image_embeds", one_each)
-        halves = 2 if limits.guided else 1
-        fits = all(isinstance(e, torch.Tensor) and e.ndim in (3, 4) and len(e) % halves == 0 for e in embeds)
-        rule = "has to hold tensors of three or four dimensions, with a negative half first under guidance"
-        require(fits, "ip_adapter_image_embeds", rule)
+        fits = isinstance(embeds, list) and all(isinstance(e, torch.Tensor) and e.ndim in (3, 4) for e in embeds)
+        require(fits, "ip_adapter_image_embeds", "has to be a list of tensors of three or four dimensions")
+        halved = not limits.guided or all(len(e) % 2 == 0 for e in embeds)
+        require(halved, "ip_adapter_image_embeds", "has to hold a negative half first under guidance")
+    field = "ip_adapter_image" if embeds is None else "ip_adapter_image_embeds"
+    require(count > 0 or not call.uses_ip_adapter, field, "needs an IP-Adapter: call `load_ip_adapter` first")
+    rule = "or `ip_adapter_image_embeds` has to be given while an IP-Adapter is loaded"
+    require(count == 0 or call.uses_ip_adapter, field, rule)
+    if call.uses_ip_adapter:
+        given = len(images) if isinstance(images, list) else 1 if embeds is None else len(embeds)
+        require(given == count, field, f"has to hold one entry for each of the {count} IP-Adapters, not {given}")
 
 
 def check(call: Call, limits: Limits) -> None:

@@ -17,13 +17,14 @@ from worker.engine import prompts
 from worker.engine.call import Call
 from worker.engine.callbacks import StepEnd, changed, view, wanted_tensors, with_guidance
 from worker.engine.checks import Limits, check, is_int, require
-from worker.engine.components import PipelineComponents, default_sample_size
+from worker.engine.components import default_sample_size
 from worker.engine.denoise import denoise_step
 from worker.engine.errors import InvalidParameter, NonFiniteOutput
 from worker.engine.guidance import guidance_scale_embedding, is_guided
 from worker.engine.image_processor import Pictures
 from worker.engine.latents import repeat_rows
 from worker.engine.noise import Generators, skip_sample
+from worker.engine.pipeline_files import PipelineFiles
 from worker.engine.prepare import overlay_of, prepare_grid, read_canvas
 from worker.engine.request import Request
 
@@ -51,7 +52,7 @@ class StableDiffusionPipelineOutput:
         return len(self.to_tuple())
 
 
-class StableDiffusionInpaintPipeline(PipelineComponents):
+class StableDiffusionInpaintPipeline(PipelineFiles):
     """Repaint what a mask marks, as a text says. Drop-in for diffusers' class of this name; see README.md."""
 
     _callback_tensor_inputs = ("latents", "prompt_embeds", "negative_prompt_embeds", "mask", "masked_image_latents")
@@ -188,10 +189,10 @@ class StableDiffusionInpaintPipeline(PipelineComponents):
         self._num_timesteps = total
         steps = request.state.num_inference_steps - request.state.begin_index // order
         warmup = total - steps * order
-        with self.progress_bar(total=steps) as bar:
+        with self.progress_bar(total=steps) as bar, self.lora.scaled(request.lora_scale):
             while not request.done and not self.interrupt:
                 i, timestep = request.step_index, request.scheduler.timestep(request.state)
-                (request,) = self.denoise_step([request])
+                (request,) = denoise_step(self.unet, [request])
                 if callback_on_step_end is not None:
                     request = changed(request, callback_on_step_end(self, i, timestep, view(request, names)))
                     request = with_guidance(request, self._guidance_scale, self.unet.config.time_cond_proj_dim)
@@ -257,6 +258,7 @@ class StableDiffusionInpaintPipeline(PipelineComponents):
             guidance_scale=call.guidance_scale,
             generator=call.generator,
             eta=call.eta,
+            lora_scale=call.lora_scale,
             timestep_cond=self._timestep_cond(call, grid.latents),
             pixels=canvas.image.to(device=device, dtype=positive.dtype) if conditioned else None,
             pixel_mask=canvas.mask.to(device=device, dtype=positive.dtype) if conditioned else None,
@@ -266,8 +268,11 @@ class StableDiffusionInpaintPipeline(PipelineComponents):
         )
 
     def denoise_step(self, requests: Sequence[Request]) -> list[Request]:
-        """Every request one step further; see `denoise.denoise_step`."""
-        return denoise_step(self.unet, requests)
+        """Every request one step further; see `denoise.denoise_step`. All are of one LoRA scale."""
+        scales = {request.lora_scale for request in requests}
+        require(len(scales) == 1, "requests", f"have to be of one LoRA scale to share a step, not {len(scales)}")
+        with self.lora.scaled(*scales):
+            return denoise_step(self.unet, requests)
 
     @torch.no_grad()
     def finish_request(self, request: Request) -> StableDiffusionPipelineOutput:
@@ -301,19 +306,20 @@ class StableDiffusionInpaintPipeline(PipelineComponents):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(positive, negative) text embeddings, ``[B·num_images_per_prompt, L, D]`` each; see `prompts`."""
         reference = self.text_encoder if self.text_encoder is not None else self.unet
-        return prompts.encode_prompt(
-            self.tokenizer,
-            self.text_encoder,
-            prompt,
-            negative_prompt,
-            prompt_embeds,
-            negative_prompt_embeds,
-            num_images_per_prompt=num_images_per_prompt,
-            guided=do_classifier_free_guidance,
-            clip_skip=clip_skip,
-            device=torch.device(device),
-            dtype=reference.dtype,
-        )
+        with self.lora.scaled(lora_scale):
+            return prompts.encode_prompt(
+                self.tokenizer,
+                self.text_encoder,
+                prompt,
+                negative_prompt,
+                prompt_embeds,
+                negative_prompt_embeds,
+                num_images_per_prompt=num_images_per_prompt,
+                guided=do_classifier_free_guidance,
+                clip_skip=clip_skip,
+                device=torch.device(device),
+                dtype=reference.dtype,
+            )
 
     def run_safety_checker(self, image: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, list[bool] | None]:
         """Pictures ``[N, 3, H, W]`` in −1..1 with flagged ones black, and the flags; untouched without a checker."""

@@ -49,6 +49,8 @@ class Request:
     guidance_scale: float
     generator: Generators = None
     eta: float = 0.0
+    lora_scale: float | None = None
+    """What the call multiplies its LoRAs' strengths with."""
     negative_prompt_embeds: torch.Tensor | None = None
     """``[N, L, D]`` when a step makes the unconditional pass too, else None."""
     noise: torch.Tensor | None = None
@@ -157,7 +159,7 @@ TENSORS = (
     "pixel_mask",
 )
 SEQUENCES = ("ip_hidden_states", "negative_ip_hidden_states")
-SCALARS = ("guidance_scale", "eta", "output_type")
+SCALARS = ("guidance_scale", "eta", "lora_scale", "output_type")
 
 
 def _read(blob: bytes) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
