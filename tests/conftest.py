@@ -6,7 +6,8 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -91,7 +92,7 @@ def s3_bucket(s3_server: S3Server) -> str:
 
 def new_bucket(server: S3Server) -> str:
     name = f"t-{uuid.uuid4().hex[:16]}"
-    server.client().create_bucket(Bucket=name)
+    server.client.create_bucket(Bucket=name)
     return name
 
 
@@ -101,10 +102,10 @@ def local_store(tmp_path: Path) -> LocalStore:
     return LocalStore(tmp_path / "store")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def s3_store(s3_server: S3Server) -> S3Store:
     """The port on the S3 server; `s3_bucket` names a bucket to use it with."""
-    return S3Store(s3_server.settings())
+    return s3_server.store()
 
 
 class StoreAt(NamedTuple):
@@ -115,11 +116,27 @@ class StoreAt(NamedTuple):
     kind: str  # local, radosgw or moto
 
 
+@pytest.fixture(scope="session")
+def places() -> Callable[[S3Server], StoreAt]:
+    """Fresh places in one bucket and through one client a server: making those anew costs most of a short test."""
+
+    @cache
+    def base(server: S3Server) -> tuple[S3Store, str]:
+        return server.store(), new_bucket(server)
+
+    def place(server: S3Server) -> StoreAt:
+        store, bucket = base(server)
+        return StoreAt(store, f"s3://{bucket}/{uuid.uuid4().hex[:16]}", server.kind)
+
+    return place
+
+
 def store_at(kind: str, request: pytest.FixtureRequest, folder: Path) -> StoreAt:
+    """A place in the store `kind`: local, s3 or moto."""
     if kind == "local":
         return StoreAt(LocalStore(folder / "store"), f"file://{folder}/store", kind)
-    server: S3Server = request.getfixturevalue(f"{kind}_server")
-    return StoreAt(S3Store(server.settings()), f"s3://{new_bucket(server)}", server.kind)
+    place: StoreAt = request.getfixturevalue("places")(request.getfixturevalue(f"{kind}_server"))
+    return place
 
 
 @pytest.fixture(params=["local", "s3"])

@@ -150,8 +150,7 @@ def split(uri: str, scheme: str, *, prefix: bool = False) -> tuple[str, str]:
     With `prefix` the key may be empty or end in "/". Raises InvalidName or UrlNotAllowed.
     """
     start = f"{scheme}://"
-    if _UNPRINTABLE.search(uri):
-        raise InvalidName(f"{shown(uri)!r} contains a control character or half a surrogate pair; rename the object.")
+    _check_text(uri)
     if not uri.startswith(start):
         raise UrlNotAllowed(f"{shown(uri)!r} is not allowed here; this farm's objects are named {start}…")
     bucket, slash, key = uri[len(start) :].partition("/")
@@ -161,6 +160,11 @@ def split(uri: str, scheme: str, *, prefix: bool = False) -> tuple[str, str]:
         raise InvalidName(f"{shown(uri)!r} does not begin with a bucket's name (3 to 63 of a-z, 0-9, '.', '-').")
     _check_key(uri, key, prefix and (bool(slash) or scheme != "file"))
     return bucket, key
+
+
+def _check_text(text: str) -> None:
+    if _UNPRINTABLE.search(text):
+        raise InvalidName(f"{shown(text)!r} contains a control character or half a surrogate pair; rename the object.")
 
 
 def _check_key(uri: str, key: str, prefix: bool) -> None:
@@ -183,9 +187,8 @@ def _check_key(uri: str, key: str, prefix: bool) -> None:
 def join(uri: str, *parts: str) -> str:
     """A name below `uri`. A part may hold several steps ("a/b"), but none that lead elsewhere: InvalidName."""
     for part in parts:
+        _check_text(part)
         _check_key(part, part, prefix=False)
-        if _UNPRINTABLE.search(part):
-            raise InvalidName(f"{shown(part)!r} contains a control character or half a surrogate pair.")
     return "/".join([uri.removesuffix("/"), *parts])
 
 

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import boto3
 from botocore.config import Config
 
 from farm.storage import S3Settings
+from farm.storage.s3 import S3Store
 from tests.servers import ceph
 
 _START_SECONDS = 150
@@ -55,6 +57,10 @@ class S3Server:
             "AWS_ENDPOINT_URL_S3": self.endpoint,
         }
 
+    def store(self) -> S3Store:
+        return S3Store(self.settings())
+
+    @cached_property
     def client(self) -> Any:
         """A plain boto3 client, for what the port does not offer: buckets, policies, foreign objects."""
         return boto3.session.Session().client(
