@@ -155,6 +155,22 @@ def test_a_tokenizer_without_a_length_takes_77(copy, given):
     assert checkpoints.load_component(copy, "tokenizer").model_max_length == (given or 77)
 
 
+def test_an_autoencoder_with_the_layer_names_of_old(copy):
+    path = copy / "vae" / WEIGHTS
+    new = load_file(path)
+    old = {
+        name.replace("to_q.", "query.")
+        .replace("to_k.", "key.")
+        .replace("to_v.", "value.")
+        .replace("to_out.0.", "proj_attn."): t
+        for name, t in new.items()
+    }
+    assert len(old.keys() - new.keys()) == 16  # weight and bias of four layers, in encoder and decoder
+    save_file(old, path)
+    vae = checkpoints.load_component(copy, "vae")
+    assert all(torch.equal(tensor, new[name]) for name, tensor in vae.state_dict().items())
+
+
 # ---- what is wrong is named ----
 
 

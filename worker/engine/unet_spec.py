@@ -66,7 +66,7 @@ UNET_FIELDS: Mapping[str, Field] = {
     "addition_embed_type": only(None),
     "addition_time_embed_dim": Field(None),  # read only together with an addition_embed_type, which is refused
     "num_class_embeds": only(None),
-    "upcast_attention": flag(False),  # scaled_dot_product_attention sums in float32 whatever the weights' dtype
+    "upcast_attention": Field(False),  # scaled_dot_product_attention sums in float32 whatever the weights' dtype
     "resnet_time_scale_shift": only("default"),
     "resnet_skip_time_act": only(False),
     "resnet_out_scale_factor": only(1.0),

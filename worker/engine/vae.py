@@ -16,7 +16,7 @@ from worker.engine.config import Config, Field, flag, names, number, only, whole
 from worker.engine.errors import CheckpointInvalid
 from worker.engine.model import Model
 from worker.engine.noise import Generators, randn_tensor
-from worker.engine.vae_blocks import Decoder, Encoder
+from worker.engine.vae_blocks import Decoder, Encoder, current_names
 
 VAE_FIELDS: Mapping[str, Field] = {
     "in_channels": whole(3),
@@ -79,6 +79,10 @@ class AutoencoderKL(Model):
         latent = c.latent_channels
         self.quant_conv = nn.Conv2d(2 * latent, 2 * latent, 1) if c.use_quant_conv else nn.Identity()
         self.post_quant_conv = nn.Conv2d(latent, latent, 1) if c.use_post_quant_conv else nn.Identity()
+
+    @classmethod
+    def current_names(cls, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return current_names(tensors)
 
     def encode(self, x: Tensor) -> DiagonalGaussian:
         """Pictures [B, 3, H, W] in −1…1 → the distribution of their latents, not yet scaled by `scaling_factor`."""

@@ -14,7 +14,7 @@ from worker.engine.config import Field, names, number, only, whole, wholes
 from worker.engine.errors import CheckpointInvalid, InvalidParameter
 from worker.engine.model import Model
 from worker.engine.vae import DiagonalGaussian, check_levels
-from worker.engine.vae_blocks import Decoder, Encoder
+from worker.engine.vae_blocks import Decoder, Encoder, current_names
 
 ASYMMETRIC_FIELDS: Mapping[str, Field] = {
     "in_channels": whole(3),
@@ -52,6 +52,10 @@ class AsymmetricAutoencoderKL(Model):
         self.decoder = MaskConditionDecoder(latent, c.out_channels, *up, c.norm_num_groups)
         self.quant_conv = nn.Conv2d(2 * latent, 2 * latent, 1)
         self.post_quant_conv = nn.Conv2d(latent, latent, 1)
+
+    @classmethod
+    def current_names(cls, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return current_names(tensors)
 
     def encode(self, x: Tensor) -> DiagonalGaussian:
         """Pictures [B, 3, H, W] in −1…1 → the distribution of their latents, not yet scaled by `scaling_factor`."""

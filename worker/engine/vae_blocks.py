@@ -3,6 +3,9 @@
 Like the UNet's blocks they take their widths from a table; unlike them they know neither time nor text.
 """
 
+import re
+from collections.abc import Mapping
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -10,6 +13,15 @@ from worker.engine.attention import Attention
 from worker.engine.layers import Downsample2D, ResnetBlock2D, Upsample2D
 
 _EPS = 1e-6  # of every norm in here
+
+# Checkpoints older than diffusers 0.17, those of Stable Diffusion 1.5 among them, call the attention's layers so.
+_OLD_LAYERS = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_OLD_NAME = re.compile(r"(?<=mid_block\.attentions\.0\.)(query|key|value|proj_attn)(?=\.(?:weight|bias)$)")
+
+
+def current_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of an autoencoder of any age under today's names."""
+    return {_OLD_NAME.sub(lambda match: _OLD_LAYERS[match[0]], name): tensor for name, tensor in tensors.items()}
 
 
 class PixelAttention(Attention):
