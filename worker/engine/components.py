@@ -12,15 +12,23 @@ from tqdm.auto import tqdm
 from worker.engine.config import Config
 from worker.engine.errors import InvalidParameter
 from worker.engine.image_processor import VaeImageProcessor
+from worker.engine.schedulers import Scheduler
 
 logger = logging.getLogger(__name__)
 
 OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")
 
 
-def mended(scheduler):
+def require_scheduler(scheduler: Any) -> None:
+    if not isinstance(scheduler, Scheduler):
+        rule = f"has to be one of worker.engine.schedulers, not {type(scheduler).__module__}.{type(scheduler).__name__}"
+        raise InvalidParameter("scheduler", f"{rule}: make it with their `from_config(scheduler.config)`")
+
+
+def mended(scheduler: Scheduler) -> Scheduler:
     """The scheduler as diffusers' pipelines use it: `steps_offset` 1 and `skip_prk_steps` true, whatever an outdated
-    config says. Configs without these keys are left alone."""
+    config says. Configs without these keys are left alone. Raises InvalidParameter for what is no scheduler of ours."""
+    require_scheduler(scheduler)
     wanted = {"steps_offset": 1, "skip_prk_steps": True}
     wrong = {key: value for key, value in wanted.items() if scheduler.config.get(key, value) != value}
     if wrong:

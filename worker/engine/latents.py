@@ -23,7 +23,8 @@ def encode_image(vae, image: torch.Tensor, generator: Generators) -> torch.Tenso
         latents = torch.cat(sampled)
     else:
         latents = vae.encode(image).sample(generator)
-    return vae.config.scaling_factor * latents
+    # One memory layout whatever the picture's was, since a saved request resumes to the same bits only in the same one.
+    return (vae.config.scaling_factor * latents).contiguous()
 
 
 def latents_of(vae, image: torch.Tensor, generator: Generators) -> torch.Tensor:

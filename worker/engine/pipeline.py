@@ -17,7 +17,7 @@ from worker.engine import prompts
 from worker.engine.call import Call
 from worker.engine.callbacks import StepEnd, changed, view, wanted_tensors, with_guidance
 from worker.engine.checks import Limits, check, is_int, require
-from worker.engine.components import default_sample_size
+from worker.engine.components import default_sample_size, require_scheduler
 from worker.engine.denoise import denoise_step
 from worker.engine.errors import InvalidParameter, NonFiniteOutput
 from worker.engine.guidance import guidance_scale_embedding, is_guided
@@ -27,6 +27,7 @@ from worker.engine.noise import Generators, skip_sample
 from worker.engine.pipeline_files import PipelineFiles
 from worker.engine.prepare import overlay_of, prepare_grid, read_canvas
 from worker.engine.request import Request
+from worker.engine.vae_asymmetric import AsymmetricAutoencoderKL
 
 
 @dataclass
@@ -212,6 +213,7 @@ class StableDiffusionInpaintPipeline(PipelineFiles):
         call = Call(**arguments)
         if call.height is None or call.width is None:
             call = call.sized(default_sample_size(self.unet) * self.vae_scale_factor)
+        require_scheduler(self.scheduler)
         plain = self._is_plain()
         guided = self._is_guided(call)
         check(call, self._limits(guided))
@@ -364,7 +366,7 @@ class StableDiffusionInpaintPipeline(PipelineFiles):
         return self.get_guidance_scale_embedding(scales, embedding_dim=width).to(latents.device, latents.dtype)
 
     def _decoder_is_conditioned(self) -> bool:
-        return hasattr(self.vae.decoder, "condition_encoder")
+        return isinstance(self.vae, AsymmetricAutoencoderKL)
 
     def _decode(self, request: Request) -> torch.Tensor:
         """``[N, 3, H, W]`` in about −1..1."""

@@ -5,24 +5,23 @@ one of three special-care concepts, every concept's threshold drops by 0.01 (Ran
 Diffusion Safety Filter", arXiv:2210.04610, section 2).
 """
 
-import json
 import logging
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import CLIPConfig, CLIPVisionModel
 
-from worker.engine.errors import CheckpointInvalid
+from worker.engine.config import load_json
+from worker.engine.model import check_tensors
+from worker.engine.weights_file import find_weights, read_weights, write_safetensors
 
 logger = logging.getLogger(__name__)
 
 CONCEPTS, SPECIAL_CARE = 17, 3
 SPECIAL_CARE_ADJUSTMENT = 0.01
-WEIGHTS = "model.safetensors"
 
 
 def cosine(a: torch.Tensor, b: torch.Tensor) -> np.ndarray:
@@ -82,39 +81,24 @@ class StableDiffusionSafetyChecker(nn.Module):
     ) -> "StableDiffusionSafetyChecker":
         """Load `config.json` and `model[.variant].safetensors` from a folder.
 
-        Raises CheckpointInvalid when a tensor is missing, extra or misshapen.
+        Raises CheckpointInvalid when a tensor is missing, extra or misshapen, UnsafeWeightsFormat for a pickle.
         """
         folder = Path(folder)
-        names = [f"model.{variant}.safetensors", WEIGHTS] if variant else [WEIGHTS]
-        path = next((folder / name for name in names if (folder / name).is_file()), None)
-        if path is None or not (folder / "config.json").is_file():
-            raise CheckpointInvalid(f"{folder} holds no config.json and {WEIGHTS}: is it a safety checker?")
-        model = cls(CLIPConfig(**json.loads((folder / "config.json").read_text())))
-        model.load_weights(load_file(path), str(path))
-        return model.to(torch_dtype) if torch_dtype is not None else model
-
-    def load_weights(self, tensors: dict[str, torch.Tensor], source: str) -> None:
-        # Checkpoints written before transformers 5 nest the tower once more and store a buffer of position numbers.
+        model = cls(CLIPConfig(**load_json(folder / "config.json")))
+        tensors = read_weights(find_weights(folder, "model", variant))
+        # Checkpoints written before transformers 5 nest the tower once more and store a table of positions.
         renamed = {
             key.replace("vision_model.vision_model.", "vision_model.", 1): tensor
             for key, tensor in tensors.items()
-            if not key.endswith("embeddings.position_ids")
+            if not key.endswith("position_ids")
         }
-        expected = self.state_dict()
-        wrong = sorted(expected.keys() ^ renamed.keys()) or sorted(
-            key for key in expected if expected[key].shape != renamed[key].shape
-        )
-        if wrong:
-            listed = ", ".join(wrong[:5])
-            raise CheckpointInvalid(
-                f"{source}: {len(wrong)} tensors are missing, extra or misshapen for a safety checker: {listed}"
-            )
-        self.load_state_dict(renamed)
+        check_tensors({name: t.shape for name, t in model.state_dict().items()}, renamed, str(folder))
+        model.load_state_dict(renamed)
+        return model.to(torch_dtype)
 
     def save_pretrained(self, folder: str | Path) -> None:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.config.architectures = [type(self).__name__]
         self.config.save_pretrained(folder)
-        tensors = {key: tensor.contiguous() for key, tensor in self.state_dict().items()}
-        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+        write_safetensors(folder / "model.safetensors", self.state_dict())

@@ -17,9 +17,9 @@ from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 
 from worker.engine.errors import EmbeddingInvalid, UnsafeWeightsFormat
+from worker.engine.weights_file import is_pickle
 
 DEFAULT_NAME = "learned_embeds.safetensors"
-PICKLE_MAGIC = (b"PK\x03\x04", b"\x80")  # a zip made by torch.save, or a bare pickle of protocol 2 and later
 
 Source: TypeAlias = str | Path | Mapping[str, Any] | torch.Tensor
 
@@ -43,9 +43,7 @@ def read_file(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise EmbeddingInvalid(f"{path} does not exist: give a file, or a folder that holds {DEFAULT_NAME}")
-    with path.open("rb") as file:
-        magic = file.read(4)
-    if magic.startswith(PICKLE_MAGIC):
+    if is_pickle(path):
         raise UnsafeWeightsFormat(f"{path} is a pickle: turn it into safetensors with `farm-worker convert` first")
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
