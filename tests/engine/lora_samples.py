@@ -1,4 +1,4 @@
-"""Small models, LoRA files of every family, and what each file must do to a weight, computed in float64 by index sums."""
+"""Small models, LoRA files of every family, and what each must do to a weight: index sums in float64."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping

@@ -218,7 +218,12 @@ def test_loha_and_lokr_of_peft_are_scaled_by_its_config(family, kind):
         ({"something_new": 0.5}, "something_new=0.5"),
         ({"use_dora": True}, "lora_magnitude_vector is missing"),
         ({"r": 4}, "says rank 4, its tensors have 3"),
-        ({"lora_alpha": None}, "wrong type"),
+        ({"r": 0}, "0 for a rank"),
+        ({"r": "3"}, "'3' for a rank"),
+        ({"lora_alpha": None}, "None for an alpha"),
+        ({"lora_alpha": float("nan")}, "nan for an alpha"),
+        ({"rank_pattern": {"to_q": 0}}, "0 for a rank"),
+        ({"alpha_pattern": [1]}, "where patterns are due"),
         ({"alpha_pattern": {"(a+)+": 1}}, "pattern"),
         ({"alpha_pattern": {".*.*.*.*": 1}}, "pattern"),
         ({"rank_pattern": {"*": 1}}, "pattern"),
@@ -252,7 +257,7 @@ def test_keys_nothing_explains_are_named_five_of_them_and_counted():
 
 def test_keys_for_modules_the_model_lacks_are_named_and_counted():
     tensors = tensors_of(make("LoRA")) | {"lora_te2_text_model_x.lora_down.weight": torch.ones(2, 2)}
-    with pytest.raises(LoraIncompatible, match="1 of its 23 keys .*lora_te2_text_model_x"):
+    with pytest.raises(LoraIncompatible, match=r"1 of its 23 keys .*lora_te2_text_model_x"):
         read_lora(tensors, TABLE)
 
 

@@ -96,7 +96,7 @@ def _read_config(path: Path) -> dict[str, Any] | None:
         return None
     try:
         config = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise LoraInvalid(f"{path} cannot be read: {error}") from error
     if not isinstance(config, dict):
         raise LoraInvalid(f"{path} is not a JSON object")

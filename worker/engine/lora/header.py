@@ -16,6 +16,7 @@ from worker.engine.errors import LoraInvalid, UnsafeWeightsFormat
 
 MAX_HEADER_BYTES = 8 << 20
 MAX_METADATA_BYTES = 4 << 20
+MAX_AXES = 8
 
 # Bytes an element takes. The integers are there for `alpha`, which some trainers write as one.
 ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4}
@@ -75,29 +76,25 @@ def _json_head(data: bytes | bytearray, source: str) -> dict[str, Any]:
     if len(data) < 9 or length > len(data) - 8 or data[8:9] != b"{":
         refuse_pickle(data, source)
     if len(data) < 10:
-        raise _invalid(source, f"it is {len(data)} bytes short of a header")
+        raise _invalid(source, f"it has {len(data)} bytes, too few for a header")
     if length > len(data) - 8:
         raise _invalid(source, f"its header claims {length} bytes and the file has {len(data) - 8} after the length")
     if length > MAX_HEADER_BYTES:
         raise _invalid(source, f"its header takes {length} bytes, more than {MAX_HEADER_BYTES >> 20} MiB")
     try:
         head = json.loads(bytes(data[8 : 8 + length]).decode("utf-8"), object_pairs_hook=_unique)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError, _DuplicateName) as error:
+    except (ValueError, RecursionError) as error:
         raise _invalid(source, f"its header is no valid JSON: {error}") from error
     if not isinstance(head, dict):
         raise _invalid(source, "its header is not a JSON object")
     return head
 
 
-class _DuplicateName(ValueError):
-    pass
-
-
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         names = [name for name, _ in pairs]
-        raise _DuplicateName(f"the name {next(n for n in names if names.count(n) > 1)!r} stands in it twice")
+        raise ValueError(f"the name {next(n for n in names if names.count(n) > 1)!r} stands in it twice")
     return found
 
 
@@ -111,20 +108,22 @@ def _entry(name: str, fields: Any, start: int, source: str) -> Entry:
     if not isinstance(fields, dict) or fields.keys() != {"dtype", "shape", "data_offsets"}:
         raise _invalid(source, f"{name} needs exactly dtype, shape and data_offsets")
     dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
-    if dtype not in ITEM_BYTES:
+    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
         raise _invalid(source, f"{name} has the dtype {dtype!r}; supported are {', '.join(ITEM_BYTES)}")
-    if not _counts(shape) or math.prod(shape) == 0:
-        raise _invalid(source, f"{name} has the shape {shape!r}, which is not a list of positive integers")
-    if not _counts(offsets) or len(offsets) != 2:
-        raise _invalid(source, f"{name} has the data_offsets {offsets!r}, which are not two offsets")
+    if not _counts(shape, 0, MAX_AXES) or math.prod(shape) == 0:
+        raise _invalid(source, f"{name} has a shape that is not a list of up to {MAX_AXES} positive integers")
+    if not _counts(offsets, 2, 2):
+        raise _invalid(source, f"{name} has data_offsets that are not two offsets")
     begin, end = offsets
     if end - begin != math.prod(shape) * ITEM_BYTES[dtype]:
         raise _invalid(source, f"{name}: {dtype} of shape {shape} does not take {end - begin} bytes")
     return Entry(dtype, tuple(shape), start + begin, start + end)
 
 
-def _counts(value: Any) -> bool:
-    return isinstance(value, list) and all(type(n) is int and 0 <= n < 2**63 for n in value)
+def _counts(value: Any, least: int, most: int) -> bool:
+    if not isinstance(value, list) or not least <= len(value) <= most:
+        return False
+    return all(type(n) is int and 0 <= n < 2**63 for n in value)
 
 
 def _check_layout(entries: Mapping[str, Entry], start: int, size: int, source: str) -> None:

@@ -8,7 +8,7 @@ The scale is alpha ÷ r, or alpha ÷ √r for rank-stabilised LoRA (Kalajdzievsk
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,7 +70,7 @@ def read_configs(metadata: Mapping[str, str], config: Mapping[str, Any] | None) 
         return {} if config is None else {None: _checked(config)}
     try:
         data = json.loads(metadata[METADATA_KEY])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise LoraInvalid(f"the LoRA's {METADATA_KEY} is no valid JSON: {error}") from error
     if not isinstance(data, dict):
         raise LoraInvalid(f"the LoRA's {METADATA_KEY} is not a JSON object")
@@ -97,25 +97,37 @@ def _checked(config: Mapping[str, Any]) -> AdapterConfig:
     alpha_key = "lora_alpha" if kind == "LORA" else "alpha"
     try:
         return AdapterConfig(
-            alpha=float(config[alpha_key]),
-            rank=int(config["r"]),
-            alpha_pattern=_patterns(config.get("alpha_pattern")),
-            rank_pattern=_patterns(config.get("rank_pattern")),
+            alpha=_alpha(config[alpha_key]),
+            rank=_rank(config["r"]),
+            alpha_pattern=_patterns(config.get("alpha_pattern"), _alpha),
+            rank_pattern=_patterns(config.get("rank_pattern"), _rank),
             rslora=bool(config.get("use_rslora")),
             dora=bool(config.get("use_dora")),
         )
     except KeyError as error:
         raise LoraInvalid(f"the adapter's config lacks {error.args[0]}") from error
-    except (TypeError, ValueError, AttributeError) as error:
-        raise LoraInvalid(f"the adapter's config has a value of the wrong type: {error}") from error
+
+
+def _alpha(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise LoraInvalid(f"the adapter's config has {value!r} for an alpha, which is no finite number")
+    return float(value)
+
+
+def _rank(value: Any) -> int:
+    if type(value) is not int or value < 1:
+        raise LoraInvalid(f"the adapter's config has {value!r} for a rank, which is no positive integer")
+    return value
 
 
 # Enough for module paths and the wildcards people write; a stranger's pattern must not keep a worker busy for hours.
 _SAFE_PATTERN = re.compile(r"[\w.\-^$|\\]*([*+][\w.\-^$|\\]*){0,3}", re.ASCII)
 
 
-def _patterns(values: Mapping[str, Any] | None) -> Patterns:
+def _patterns(values: Any, checked: Callable[[Any], float]) -> Patterns:
     """PEFT's rule: a pattern matches the path's end, from the start of the path or of one of its parts."""
+    if not isinstance(values or {}, Mapping):
+        raise LoraInvalid(f"the adapter's config has {values!r} where patterns are due")
     compiled = []
     for pattern, value in (values or {}).items():
         if len(pattern) > 256 or not _SAFE_PATTERN.fullmatch(pattern):
@@ -123,7 +135,7 @@ def _patterns(values: Mapping[str, Any] | None) -> Patterns:
                 f"the adapter's config has the pattern {pattern[:80]!r}: use module paths with at most 3 wildcards"
             )
         try:
-            compiled.append((re.compile(rf"(.*\.)?({pattern})$"), float(value)))
+            compiled.append((re.compile(rf"(.*\.)?({pattern})$"), checked(value)))
         except re.error as error:
             raise LoraInvalid(f"the adapter's config has a pattern that is none: {pattern!r}") from error
     return tuple(compiled)
