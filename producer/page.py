@@ -68,11 +68,15 @@ def _promise(results: Sequence[Result]) -> Markup:
     if not worst:
         return fragment()
     changed = sum(difference > 0 for difference in worst)
+    measured = f"measured in the written files of {len(worst)} of {sum(map(_succeeded, results))} succeeded jobs."
     if changed == 0:
-        words = f"Outside the masks not one pixel changed: measured in the written files of all {len(worst)} pictures."
-        return element("p", words, class_="promise kept")
-    words = f"{changed} of {len(worst)} pictures differ outside the mask, by up to {max(worst)} of 255."
+        return element("p", f"Outside the masks not one pixel changed: {measured}", class_="promise kept")
+    words = f"{changed} jobs changed pixels outside the mask, by up to {max(worst)} of 255: {measured}"
     return element("p", words, class_="promise broken")
+
+
+def _succeeded(result: Result) -> bool:
+    return bool(result["status"] == "succeeded")
 
 
 def _number(name: str, value: object) -> Markup:
