@@ -156,7 +156,8 @@ def test_a_broken_promise_is_shown_not_hidden(tmp_path: Path) -> None:
     bad = result(tmp_path, 2, receipt={"max_abs_diff_outside": 7, "pixels_outside": 10})
     page = dom(tmp_path, [result(tmp_path, 1), bad, result(tmp_path, 3, receipt=None)])
     assert page.one("header").one("p", "broken").text == (
-        "1 jobs changed pixels outside the mask, by up to 7 of 255: measured in the written files of 2 of 3 succeeded jobs."
+        "1 jobs changed pixels outside the mask, by up to 7 of 255: "
+        "measured in the written files of 2 of 3 succeeded jobs."
     )
     assert list(page.all("article"))[1].one("span", "broken").text == "differs by up to 7 of 255"
     assert not list(page.all("p", "kept"))
