@@ -88,3 +88,54 @@ def test_state_dict_has_diffusers_names_and_shapes_at_full_size():
         theirs, ours = diffusers.AutoencoderKL(**config), AutoencoderKL(**config)
     shapes = [{name: tensor.shape for name, tensor in model.state_dict().items()} for model in (theirs, ours)]
     assert shapes[0] == shapes[1]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [(64, 64), (96, 64), (72, 136), (200, 64)])
+@pytest.mark.parametrize("slicing", [False, True])
+def test_tiles_equal_diffusers(size, slicing):
+    theirs, ours = pair()
+    for model in (theirs, ours):
+        model.enable_tiling()
+        if slicing:
+            model.enable_slicing()
+    picture = torch.rand(2, 3, *size) * 2 - 1
+    latents = theirs.encode(picture).latent_dist.mean
+    assert relative_error(ours.encode(picture).mean, latents) <= 1e-5
+    assert relative_error(ours.decode(latents), theirs.decode(latents).sample) <= 1e-5
+
+
+@torch.no_grad()
+def test_tiles_too_small_to_overlap_and_tiles_of_two_sides():
+    theirs, ours = pair(sample_size=16)  # a latent tile of two: nothing is blended on the way in
+    for model in (theirs, ours):
+        model.enable_tiling()
+    picture = torch.rand(1, 3, 24, 36)
+    assert relative_error(ours.encode(picture).mean, theirs.encode(picture).latent_dist.mean) <= 1e-5
+    assert pair(sample_size=64)[1].decode_tiling == AutoencoderKL(**{**VAE, "sample_size": (64, 32)}).decode_tiling
+
+
+@torch.no_grad()
+def test_tiling_and_slicing_end():
+    _, ours = pair()
+    picture = torch.rand(2, 3, 96, 64)
+    whole = ours(picture)
+    ours.enable_tiling()
+    ours.enable_slicing()
+    assert relative_error(ours(picture), whole) > 1e-4
+    ours.disable_tiling()
+    assert relative_error(ours(picture), whole) <= 1e-5
+    ours.disable_slicing()
+    assert torch.equal(ours(picture), whole)
+
+
+@torch.no_grad()
+def test_slices_and_tiles_bound_what_the_network_sees():
+    _, ours = pair()
+    seen = []
+    ours.encoder.register_forward_pre_hook(lambda module, args: seen.append(tuple(args[0].shape)))
+    ours.enable_slicing()
+    ours.enable_tiling()
+    ours.encode(torch.rand(3, 3, 96, 128))
+    assert {shape[0] for shape in seen} == {1}
+    assert max(max(shape[2:]) for shape in seen) == 64

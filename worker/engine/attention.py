@@ -5,11 +5,15 @@ section 3.3, for conditioning by cross-attention; Shazeer 2020 (https://arxiv.or
 Query, key and value are parameters of their own, under diffusers' names, so that a LoRA finds each.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from worker.engine.attention_products import AttentionProduct, scaled_dot_product
+from worker.engine.packed import PackedLinear
 
 
 class Attention(nn.Module):
@@ -37,14 +41,40 @@ class Attention(nn.Module):
         self.to_k = nn.Linear(source, inner, bias=bias)
         self.to_v = nn.Linear(source, inner, bias=bias)
         self.to_out = nn.ModuleList([nn.Linear(inner, query_width, bias=out_bias)])
+        self.product: AttentionProduct = scaled_dot_product
+        self.packed: PackedLinear | None = None
 
     def forward(
         self, x: Tensor, context: Tensor | None = None, ip_hidden_states: Sequence[Tensor] | None = None
     ) -> Tensor:
-        source = x if context is None else context
-        query = self.split_heads(self.to_q(x))
-        key, value = self.split_heads(self.to_k(source)), self.split_heads(self.to_v(source))
-        return self.to_out[0](self.join_heads(F.scaled_dot_product_attention(query, key, value)))
+        query, key, value = map(self.split_heads, self.project(x, x if context is None else context))
+        return self.to_out[0](self.join_heads(self.product(query, key, value)))
+
+    def project(self, x: Tensor, source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value, [B, N or L, heads · d] each; in one product where the weights lie packed."""
+        if self.packed is None or not self.packed.stands_for(self._together()):
+            return self.to_q(x), self.to_k(source), self.to_v(source)
+        if self.is_cross_attention:
+            return self.to_q(x), *self.packed(source)
+        return self.packed(x)
+
+    def pack(self) -> None:
+        """Lay the weights of query, key and value (of key and value, for cross-attention) side by side in memory."""
+        self.packed = PackedLinear(self._together())
+
+    def unpack(self) -> None:
+        self.packed = None
+
+    def _together(self) -> list[nn.Linear]:
+        """The layers that share an input."""
+        return [self.to_k, self.to_v] if self.is_cross_attention else [self.to_q, self.to_k, self.to_v]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # moving or casting gives every weight memory of its own
+        super()._apply(fn, recurse)
+        if self.packed is not None:
+            self.pack()
+        return self
 
     def split_heads(self, x: Tensor) -> Tensor:
         """[B, N, heads · d] → [B, heads, N, d]"""

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from worker.engine.attention_settings import AttentionSettings
 from worker.engine.errors import InvalidParameter
 from worker.engine.freeu import FreeU
 from worker.engine.layers import TimestepEmbedding, sinusoidal_embedding
@@ -18,7 +19,7 @@ from worker.engine.unet_blocks import DownBlock, MidBlock, UpBlock
 from worker.engine.unet_spec import UNET_FIELDS, unet_spec
 
 
-class UNet2DConditionModel(Model):
+class UNet2DConditionModel(AttentionSettings, Model):
     """ε, v or x₀ (as it was trained) of a noisy latent, given time and text. Every row of the batch is independent."""
 
     FIELDS = UNET_FIELDS
@@ -30,8 +31,8 @@ class UNet2DConditionModel(Model):
         self.conv_in = nn.Conv2d(c.in_channels, first, c.conv_in_kernel, padding=(c.conv_in_kernel - 1) // 2)
         self.time_embedding = TimestepEmbedding(first, spec.time_width, c.time_cond_proj_dim)
         self.down_blocks = nn.ModuleList(DownBlock(row, c, spec.time_width) for row in spec.down)
-        self.mid_block = MidBlock(spec.mid, c, spec.time_width) if spec.mid else None
         self.up_blocks = nn.ModuleList(UpBlock(row, c, spec.time_width) for row in spec.up)
+        self.mid_block = MidBlock(spec.mid, c, spec.time_width) if spec.mid else None
         self.conv_norm_out = nn.GroupNorm(c.norm_num_groups, first, c.norm_eps)
         self.conv_out = nn.Conv2d(first, c.out_channels, c.conv_out_kernel, padding=(c.conv_out_kernel - 1) // 2)
 

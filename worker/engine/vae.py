@@ -4,7 +4,7 @@ Kingma and Welling 2013 (https://arxiv.org/abs/1312.6114) for the model, Rombach
 (https://arxiv.org/abs/2112.10752) for this one. State-dict names are diffusers'.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,11 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from worker.engine.attention_settings import AttentionSettings
 from worker.engine.config import Config, Field, flag, names, number, only, whole, wholes
 from worker.engine.errors import CheckpointInvalid
 from worker.engine.model import Model
 from worker.engine.noise import Generators, randn_tensor
 from worker.engine.vae_blocks import Decoder, Encoder, current_names
+from worker.engine.vae_tiling import Tiling
+
+
+def _is_side(value: Any) -> bool:
+    return all(isinstance(side, int) and side > 0 for side in (value if isinstance(value, tuple) else (value,)))
+
 
 VAE_FIELDS: Mapping[str, Field] = {
     "in_channels": whole(3),
@@ -28,7 +35,7 @@ VAE_FIELDS: Mapping[str, Field] = {
     "act_fn": only("silu", "swish"),
     "latent_channels": whole(4),
     "norm_num_groups": whole(32),
-    "sample_size": Field(32),
+    "sample_size": Field(32, _is_side, "it must be a positive integer, or two of them"),
     "scaling_factor": number(0.18215),
     "shift_factor": only(None),
     "latents_mean": only(None),
@@ -66,7 +73,9 @@ class DiagonalGaussian:
         return self.mean
 
 
-class AutoencoderKL(Model):
+class AutoencoderKL(AttentionSettings, Model):
+    """Also in slices (`enable_slicing`: one picture after the other) and in tiles (`enable_tiling`), to save memory."""
+
     FIELDS = VAE_FIELDS
 
     def __init__(self, **config: Any):
@@ -79,6 +88,10 @@ class AutoencoderKL(Model):
         latent = c.latent_channels
         self.quant_conv = nn.Conv2d(2 * latent, 2 * latent, 1) if c.use_quant_conv else nn.Identity()
         self.post_quant_conv = nn.Conv2d(latent, latent, 1) if c.use_post_quant_conv else nn.Identity()
+        self.use_slicing = self.use_tiling = False
+        side = c.sample_size[0] if isinstance(c.sample_size, tuple) else c.sample_size
+        small = int(side / 2 ** (len(c.block_out_channels) - 1))
+        self.encode_tiling, self.decode_tiling = Tiling(side, small), Tiling(small, side)
 
     @classmethod
     def current_names(cls, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -86,11 +99,30 @@ class AutoencoderKL(Model):
 
     def encode(self, x: Tensor) -> DiagonalGaussian:
         """Pictures [B, 3, H, W] in −1…1 → the distribution of their latents, not yet scaled by `scaling_factor`."""
-        return DiagonalGaussian(self.quant_conv(self.encoder(x)))
+        return DiagonalGaussian(self._run(lambda part: self.quant_conv(self.encoder(part)), x, self.encode_tiling))
 
     def decode(self, z: Tensor) -> Tensor:
         """Latents [B, latent_channels, h, w], divided by `scaling_factor` → pictures, nominally in −1…1."""
-        return self.decoder(self.post_quant_conv(z))
+        return self._run(lambda part: self.decoder(self.post_quant_conv(part)), z, self.decode_tiling)
+
+    def _run(self, network: Callable[[Tensor], Tensor], x: Tensor, tiling: Tiling) -> Tensor:
+        parts = x.split(1) if self.use_slicing else (x,)
+        if self.use_tiling and tiling.wanted(x):
+            return torch.cat([tiling.run(part, network) for part in parts])
+        return torch.cat([network(part) for part in parts])
+
+    def enable_slicing(self) -> None:
+        self.use_slicing = True
+
+    def disable_slicing(self) -> None:
+        self.use_slicing = False
+
+    def enable_tiling(self) -> None:
+        """Pictures larger than the configuration's `sample_size` go in tiles of that size; seams are blended."""
+        self.use_tiling = True
+
+    def disable_tiling(self) -> None:
+        self.use_tiling = False
 
     def forward(self, x: Tensor) -> Tensor:
         return self.decode(self.encode(x).mode())

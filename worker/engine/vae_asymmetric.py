@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from worker.engine.attention_settings import AttentionSettings
 from worker.engine.config import Field, names, number, only, whole, wholes
-from worker.engine.errors import CheckpointInvalid, InvalidParameter
+from worker.engine.errors import CheckpointInvalid, FeatureUnavailable, InvalidParameter
 from worker.engine.model import Model
 from worker.engine.vae import DiagonalGaussian, check_levels
 from worker.engine.vae_blocks import Decoder, Encoder, current_names
@@ -35,8 +36,12 @@ ASYMMETRIC_FIELDS: Mapping[str, Field] = {
     "force_upcast": only(False),
 }
 
+_ONE_PIECE = (
+    "AsymmetricAutoencoderKL works on whole pictures and whole batches: use an AutoencoderKL for slices and tiles"
+)
 
-class AsymmetricAutoencoderKL(Model):
+
+class AsymmetricAutoencoderKL(AttentionSettings, Model):
     FIELDS = ASYMMETRIC_FIELDS
 
     def __init__(self, **config: Any):
@@ -70,6 +75,18 @@ class AsymmetricAutoencoderKL(Model):
         if (image is None) != (mask is None):
             raise InvalidParameter("mask", "and `image` belong together: pass both or neither")
         return self.decoder(self.post_quant_conv(z), image, mask)
+
+    def enable_slicing(self) -> None:
+        raise FeatureUnavailable(_ONE_PIECE)
+
+    def enable_tiling(self) -> None:
+        raise FeatureUnavailable(_ONE_PIECE)
+
+    def disable_slicing(self) -> None:
+        """Nothing to do: it is never on."""
+
+    def disable_tiling(self) -> None:
+        """Nothing to do: it is never on."""
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         return self.decode(self.encode(x).mode(), None if mask is None else x, mask)
