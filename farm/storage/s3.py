@@ -43,6 +43,7 @@ from farm.storage.base import (
 )
 
 if TYPE_CHECKING:
+    from botocore.response import StreamingBody
     from mypy_boto3_s3.client import S3Client
 
 _CHUNK = 1 << 18
@@ -198,18 +199,13 @@ class S3Store(ObjectStore):
                     raise ObjectTooLarge(
                         f"{shown(uri)!r} has {response['ContentLength']:,} bytes; {max_bytes:,} are allowed."
                     )
-                chunks, total = [], 0
-                while chunk := body.read(min(_CHUNK, max_bytes - total + 1)):
-                    total += len(chunk)
-                    if total > max_bytes:
-                        raise ObjectTooLarge(f"{shown(uri)!r} went on after the {max_bytes:,} bytes that are allowed.")
-                    chunks.append(chunk)
-                    if progress:
-                        progress(len(chunk))
-        info = _described(uri, total, response)
+                data = _received(body, max_bytes, progress)
+                if len(data) > max_bytes:
+                    raise ObjectTooLarge(f"{shown(uri)!r} went on after the {max_bytes:,} bytes that are allowed.")
+        info = _described(uri, len(data), response)
         if etag is not None and info.etag != etag:  # a server that ignores If-Match
             raise InputChanged(f"{shown(uri)!r} {_PRECONDITION[1]}.")
-        return StoredObject(uri, total, info.etag, info.content_type, info.metadata, b"".join(chunks))
+        return StoredObject(uri, len(data), info.etag, info.content_type, info.metadata, data)
 
     def get_range(self, uri: str, offset: int, length: int, *, etag: str | None = None) -> bytes:
         check_range(offset, length)
@@ -219,7 +215,7 @@ class S3Store(ObjectStore):
             with closing(response["Body"]) as body:
                 if response["ResponseMetadata"]["HTTPStatusCode"] != 206:
                     raise Misconfigured(f"{shown(uri)!r} lies on a store that ignores byte ranges.")
-                data: bytes = body.read(length + 1)
+                data = _received(body, length, None)
         if len(data) != length:
             raise InputChanged(f"{shown(uri)!r} ends inside the range that was asked for.")
         return data
@@ -296,6 +292,17 @@ def _connect(settings: S3Settings) -> S3Client:
         aws_session_token=settings.session_token,
         config=config,
     )
+
+
+def _received(body: StreamingBody, most: int, progress: Progress | None) -> bytes:
+    """The body, but no more than `most` + 1 bytes of it. Read to its end, where boto sees whether it was cut short."""
+    chunks, left = [], most + 1
+    while left and (chunk := body.read(min(_CHUNK, left))):
+        chunks.append(chunk)
+        left -= len(chunk)
+        if progress:
+            progress(len(chunk))
+    return b"".join(chunks)
 
 
 def _named(uri: str) -> dict[str, Any]:

@@ -146,6 +146,7 @@ def main(folder: Path, owner: int) -> None:
         poll = select.poll()
         poll.register(gone, select.POLLIN)
         poll.poll()
+        shutil.rmtree(folder, ignore_errors=True)  # the owner was killed, else it would have stopped us
     finally:
         cluster.stop()
 
