@@ -42,13 +42,9 @@ class Call:
     clip_skip: int | None = None
 
     def sized(self, side: int) -> "Call":
-        """With `side` for a missing height or width, and one picture a prompt where that is None."""
-        return replace(
-            self,
-            height=self.height or side,
-            width=self.width or side,
-            num_images_per_prompt=1 if self.num_images_per_prompt is None else self.num_images_per_prompt,
-        )
+        """With `side` for a missing height or width."""
+        height, width = (side if given is None else given for given in (self.height, self.width))
+        return replace(self, height=height, width=width)
 
     @property
     def batch_size(self) -> int:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self
 from torch import Tensor
 
 from worker.engine import textual_inversion
+from worker.engine.attention_settings import AttentionSettings
 from worker.engine.components import PipelineComponents
 from worker.engine.errors import InvalidParameter
 from worker.engine.loading_options import require_known
@@ -125,3 +126,46 @@ class PipelineAdapters(PipelineComponents):
 
     def disable_freeu(self) -> None:
         self.unet.disable_freeu()
+
+    def fuse_qkv_projections(self, unet: bool = True, vae: bool = True) -> None:
+        """Query, key and value in one matrix product: fewer, larger products, the same numbers."""
+        with self.lora.detached():  # the weights move
+            for model in [self.unet] * unet + [self.vae] * vae:
+                model.fuse_qkv_projections()
+
+    def unfuse_qkv_projections(self, unet: bool = True, vae: bool = True) -> None:
+        with self.lora.detached():
+            for model in [self.unet] * unet + [self.vae] * vae:
+                model.unfuse_qkv_projections()
+
+    def enable_attention_slicing(self, slice_size: str | int | list[int] | None = "auto") -> None:
+        """Attention a few heads at a time: less memory, the same numbers. "auto" halves, "max" takes one by one."""
+        self.unet.set_attention_slice(slice_size)
+
+    def disable_attention_slicing(self) -> None:
+        self.unet.set_attention_slice(None)
+
+    def enable_xformers_memory_efficient_attention(self, attention_op: Any = None) -> None:
+        """Raises FeatureUnavailable where xFormers is not installed."""
+        for model in self.modules():
+            if isinstance(model, AttentionSettings):
+                model.enable_xformers_memory_efficient_attention(attention_op)
+
+    def disable_xformers_memory_efficient_attention(self) -> None:
+        for model in self.modules():
+            if isinstance(model, AttentionSettings):
+                model.disable_xformers_memory_efficient_attention()
+
+    def enable_vae_slicing(self) -> None:
+        """Encode and decode one picture at a time."""
+        self.vae.enable_slicing()
+
+    def disable_vae_slicing(self) -> None:
+        self.vae.disable_slicing()
+
+    def enable_vae_tiling(self) -> None:
+        """Encode and decode large pictures in overlapping tiles; their seams are blended."""
+        self.vae.enable_tiling()
+
+    def disable_vae_tiling(self) -> None:
+        self.vae.disable_tiling()
