@@ -39,7 +39,7 @@ class Settings(BaseSettings):
     # Limits of what comes in
     max_image_bytes: int = 256 * 1024**2
     max_image_pixels: int = 100_000_000
-    max_lora_bytes: int = 2 * 1024**3
+    max_lora_bytes: int = 2 * 1024**3  # of one file
 
     # The worker
     model: str = "sd15-inpaint"  # the name this worker's checkpoint goes by; also its queue
@@ -48,6 +48,7 @@ class Settings(BaseSettings):
     dtype: str = "auto"  # auto | float32 | bfloat16 | float16; auto is float16 on CUDA, float32 on a CPU
     # Sizes "WIDTHxHEIGHT" in px, one of which a crop is resized to when the job names none (JSON list).
     size_buckets: tuple[str, ...] = ("512x512", "576x448", "448x576", "640x384", "384x640")
+    lora_ram_bytes: int = 4 * 1024**3  # LoRAs kept in memory between jobs
     concurrency: int = Field(default=2, ge=1)  # jobs in hand at once: one renders while others fetch and write
     lease_seconds: float = Field(default=60.0, gt=0)  # a job is somebody else's when its worker is silent for so long
     max_attempts: int = Field(default=5, ge=1)  # of a job whose failures are transient

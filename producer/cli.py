@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import BinaryIO
 
 import click
 
@@ -53,7 +54,7 @@ def demo(out: Path, jobs: int) -> None:
 @click.argument("job", type=click.File("rb"))
 @click.option("--idempotency-key", help="Submitting the same job again under the same key renders it once.")
 @click.option("--wait", type=float, metavar="SECONDS", help="Wait for the result and print it instead of the id.")
-def submit(job: click.utils.LazyFile, idempotency_key: str | None, wait: float | None) -> None:
+def submit(job: BinaryIO, idempotency_key: str | None, wait: float | None) -> None:
     """Submit the job in the JSON file JOB ("-": standard input) and print its id."""
     parsed = InpaintJob.from_json(job.read())
     handle = Client(load_settings()).submit(parsed, idempotency_key=idempotency_key)

@@ -72,6 +72,11 @@ def decode(image: bytes, mask: bytes | None, *, polarity: str, max_pixels: int) 
     return Source(picture.convert("RGB"), edits, warnings)
 
 
+def decode_image(data: bytes, *, max_pixels: int) -> Image.Image:
+    """A picture without a mask, upright and in RGB. Raises as `decode` does."""
+    return _open(data, "image", max_pixels).convert("RGB")
+
+
 def _open(data: bytes, what: str, max_pixels: int) -> Image.Image:
     info = probe(data, max_pixels=max_pixels)
     try:

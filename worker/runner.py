@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
-from typing import Protocol
+from typing import Any, Protocol
 
 from PIL import Image
 
@@ -20,9 +20,6 @@ from farm.config import Settings
 from farm.errors import (
     BlackOutput,
     DeadlineExceeded,
-    InputNotFound,
-    LoraHashMismatch,
-    LoraNotFound,
     ObjectExists,
     OutputExists,
     UnknownModel,
@@ -31,10 +28,11 @@ from farm.errors import (
 )
 from farm.ledger import JobRef, Ledger, Outcome
 from farm.logs import job_context
-from farm.schemas import InpaintJob, LoraRef, Output, Receipt
+from farm.schemas import EmbeddingRef, InpaintJob, IpAdapterRef, LoraRef, Output, Receipt
 from farm.states import JobState
 from farm.storage import ObjectStore
 from worker import images
+from worker.assets import Asset, Assets
 from worker.lease import Lease
 from worker.verdicts import Attempt, Verdicts
 
@@ -43,14 +41,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RenderRequest:
-    """What a renderer needs: the region at the bucket's size, the job's words and numbers, the LoRAs' bytes."""
+    """What a renderer needs: the region at the bucket's size, the job's words and numbers, its LoRAs."""
 
     job: InpaintJob
     image: Image.Image
     mask: Image.Image
-    loras: tuple[tuple[LoraRef, str, bytes], ...]  # reference, sha256, file
     seed: int
     on_step: Callable[[], object]  # called after every step; what it raises ends the render
+    loras: tuple[tuple[LoraRef, Asset], ...] = ()
+    embeddings: tuple[tuple[EmbeddingRef, Asset], ...] = ()
+    ip_adapter: tuple[IpAdapterRef, Asset, Image.Image] | None = None  # with its reference image
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,12 @@ class Renderer(Protocol):
     device: str
     checkpoint_sha256: str
 
+    def read_lora(self, data: bytes) -> Any: ...
+
+    def read_embedding(self, data: bytes) -> Any: ...
+
+    def read_ip_adapter(self, data: bytes) -> Any: ...
+
     def render(self, request: RenderRequest) -> Rendered: ...
 
 
@@ -73,6 +79,7 @@ class Runner:
 
     def __init__(self, settings: Settings, store: ObjectStore, ledger: Ledger, renderer: Renderer):
         self._settings, self._store, self._ledger, self._renderer = settings, store, ledger, renderer
+        self._assets = Assets(store, max_bytes=settings.lora_ram_bytes, max_file_bytes=settings.max_lora_bytes)
         self._verdicts = Verdicts(
             settings, store, ledger, device=renderer.device, checkpoint_sha256=renderer.checkpoint_sha256
         )
@@ -116,7 +123,11 @@ class Runner:
         with attempt.stage("fetch"):
             image = self._fetch(attempt, "image", job.image, lease)
             mask = self._fetch(attempt, "mask", job.mask, lease) if job.mask else None
-            loras = tuple(self._fetch_lora(attempt, lora, lease) for lora in job.loras)
+            loras = tuple((ref, self._asset(attempt, ref, self._renderer.read_lora, lease)) for ref in job.loras)
+            embeddings = tuple(
+                (ref, self._asset(attempt, ref, self._renderer.read_embedding, lease)) for ref in job.embeddings
+            )
+            ip_adapter = self._ip_adapter(attempt, job.ip_adapter, lease)
         with attempt.stage("decode"):
             source = images.decode(image, mask, polarity=job.mask_polarity, max_pixels=self._settings.max_image_pixels)
             box = images.edit_box(source.mask, job.padding_mask_crop)
@@ -130,7 +141,7 @@ class Runner:
             attempt.warnings += source.warnings
         lease.moved()
         rendered = self._renderer.render(
-            RenderRequest(job, region.image, region.mask, loras, seed, on_step=lease.moved)
+            RenderRequest(job, region.image, region.mask, seed, lease.moved, loras, embeddings, ip_adapter)
         )
         attempt.timings |= rendered.timings
         attempt.lora_swap_seconds = rendered.lora_swap_seconds
@@ -169,16 +180,25 @@ class Runner:
         attempt.hashes[what] = sha256(data).hexdigest()
         return data
 
-    def _fetch_lora(self, attempt: Attempt, lora: LoraRef, lease: Lease) -> tuple[LoraRef, str, bytes]:
-        try:
-            data = self._store.get(lora.path, max_bytes=self._settings.max_lora_bytes, progress=lease.moved).data
-        except InputNotFound:
-            raise LoraNotFound(f"There is no LoRA at {lora.path}; check the address.") from None
-        digest = sha256(data).hexdigest()
-        if lora.sha256 not in (None, digest):
-            raise LoraHashMismatch(f"The LoRA at {lora.path} has sha256 {digest}, the job wants {lora.sha256}.")
-        attempt.lora_hashes[lora.path] = digest
-        return lora, digest, data
+    def _asset(
+        self,
+        attempt: Attempt,
+        ref: LoraRef | EmbeddingRef | IpAdapterRef,
+        read: Callable[[bytes], Any],
+        lease: Lease,
+    ) -> Asset:
+        asset = self._assets.get(ref.path, read, pinned=ref.sha256, progress=lease.moved)
+        attempt.lora_hashes[ref.path] = asset.sha256
+        return asset
+
+    def _ip_adapter(
+        self, attempt: Attempt, ref: IpAdapterRef | None, lease: Lease
+    ) -> tuple[IpAdapterRef, Asset, Image.Image] | None:
+        if ref is None:
+            return None
+        asset = self._asset(attempt, ref, self._renderer.read_ip_adapter, lease)
+        picture = self._store.get(ref.image, max_bytes=self._settings.max_image_bytes, progress=lease.moved).data
+        return ref, asset, images.decode_image(picture, max_pixels=self._settings.max_image_pixels)
 
     def _write(self, attempt: Attempt, job: InpaintJob, index: int, data: bytes, lease: Lease) -> tuple[str, bytes]:
         """Create an output once. Bytes that an earlier attempt of this very job left there are adopted."""

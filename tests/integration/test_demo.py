@@ -1,0 +1,102 @@
+"""`farm demo`, as a newcomer runs it: its pictures, its results, its page, and nothing left running."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+COMMAND = [sys.executable, "-m", "producer", "demo"]
+
+
+def children_of(folder: Path) -> list[int]:
+    """Processes whose command line or environment names `folder`."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                text = (entry / "cmdline").read_bytes() + (entry / "environ").read_bytes()
+            except OSError:
+                continue
+            if str(folder).encode() in text and int(entry.name) != subprocess.os.getpid():
+                found.append(int(entry.name))
+    return found
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    out = tmp_path_factory.mktemp("demo") / "out"
+    done = subprocess.run([*COMMAND, "--out", str(out)], capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return out, done.stdout
+
+
+@pytest.fixture(scope="module")
+def results(demo):
+    return [json.loads(line) for line in (demo[0] / "results.ndjson").read_text().splitlines()]
+
+
+def test_all_jobs_succeeded_with_three_loras_alternating(results):
+    assert len(results) >= 24
+    assert {result["status"] for result in results} == {"succeeded"}
+    assert len({result["custom_id"] for result in results}) == len(results)
+    loras = [result["loras"][0]["path"] for result in results]
+    assert len(set(loras)) >= 3
+    assert all(one != following for one, following in pairwise(loras))
+    assert {"custom_id", "status", "image", "mask", "outputs", "error", "timings"} <= set(results[0])
+
+
+def path_of(uri: str) -> Path:
+    return Path(uri.removeprefix("file://"))
+
+
+def test_outside_the_submitted_mask_no_pixel_changed(results):
+    for result in results:
+        before = np.array(Image.open(path_of(result["image"])).convert("RGB")).astype(int)
+        after = np.array(Image.open(path_of(result["outputs"][0]["uri"])).convert("RGB")).astype(int)
+        inside = np.array(Image.open(path_of(result["mask"])).convert("L")) >= 128
+        assert np.abs(after - before)[~inside].max(initial=0) == 0, result["custom_id"]
+        assert np.abs(after - before)[inside].max() > 8, result["custom_id"]
+        assert result["receipt"]["max_abs_diff_outside"] == 0
+
+
+def test_it_says_how_fast_and_where_to_look(demo):
+    out, said = demo
+    assert "24 of 24 succeeded" in said
+    assert "images/s" in said and "LoRA swaps, median" in said
+    assert 'farm_jobs_total{error="",model="sd15-inpaint",status="succeeded"} 24.0' in said
+    assert "index.html" in said
+    page = (out / "index.html").read_text()
+    assert len(page) < 6_000_000
+    assert page.count("<img") >= 3 or "data:image" in page
+
+
+def test_nothing_is_left_running(demo):
+    assert children_of(demo[0]) == []
+
+
+def test_ctrl_c_stops_what_it_started(tmp_path):
+    out = tmp_path / "out"
+    child = subprocess.Popen([*COMMAND, "--out", str(out)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    end = time.monotonic() + 60
+    while not (out / "farm" / "worker.log").exists():
+        assert time.monotonic() < end and child.poll() is None
+        time.sleep(0.1)
+    child.send_signal(signal.SIGINT)
+    assert child.wait(30) == 130
+    assert b"Traceback" not in child.stdout.read()
+    assert children_of(out) == []
+
+
+def test_a_folder_with_other_files_is_left_alone(tmp_path):
+    (tmp_path / "mine.txt").write_text("keep")
+    done = subprocess.run([*COMMAND, "--out", str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "not empty" in done.stderr and "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]

@@ -1,0 +1,187 @@
+"""A whole farm: a real Redis, a real Celery worker with a real checkpoint, killed and misled on purpose."""
+
+import pickle
+import re
+import signal
+import subprocess
+import sys
+import time
+from io import BytesIO
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from PIL import Image
+
+from farm.errors import IdempotencyConflict, JobFailed
+from farm.schemas import InpaintJob
+from farm.states import JobState
+from producer.client import Client
+from producer.embedded import EmbeddedFarm
+
+ENVIRONMENT = {"FARM_SIZE_BUCKETS": '["64x64"]', "FARM_LEASE_SECONDS": "2", "OMP_NUM_THREADS": "1"}
+
+
+def png(picture: Image.Image) -> bytes:
+    buffer = BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+class Desk:
+    """A producer's desk beside a running farm: one photo, one mask, the model's LoRAs."""
+
+    def __init__(self, farm, root, loras):
+        self.farm, self.root = farm, root
+        self.client = Client(farm.settings)
+        pixels = np.random.default_rng(0).integers(0, 256, (80, 100, 3), dtype=np.uint8)
+        self.photo = Image.fromarray(pixels)
+        mask = Image.new("L", (100, 80), 0)
+        mask.paste(255, (20, 20, 60, 60))
+        self.put("photo.png", png(self.photo))
+        self.put("mask.png", png(mask))
+        self.loras = [self.put(path.name, path.read_bytes()) for path in loras]
+
+    def put(self, name, data):
+        uri = f"{self.root}/{name}"
+        self.client.store.put(uri, data, content_type="application/octet-stream", create_only=False)
+        return uri
+
+    def job(self, **fields):
+        job = {"image": f"{self.root}/photo.png", "mask": f"{self.root}/mask.png", "num_inference_steps": 2}
+        return InpaintJob(**{**job, **fields})
+
+    def submit(self, idempotency_key=None, **fields):
+        return self.client.submit(self.job(**fields), idempotency_key=idempotency_key)
+
+    def metric(self, pattern):
+        return sum(float(value) for value in re.findall(rf"^{pattern} (\S+)$", self.farm.scrape(), re.MULTILINE))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    subprocess.run([sys.executable, "-m", "worker", "demo-model", str(folder)], check=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def desk(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("farm")
+    with EmbeddedFarm(folder, model_path=model / "checkpoint", environment=ENVIRONMENT) as farm:
+        farm.wait_ready()
+        yield Desk(farm, farm.settings.store, sorted((model / "loras").glob("*.safetensors")))
+
+
+def test_a_job_with_a_lora_is_rendered_and_the_base_comes_back_bit_for_bit(desk):
+    plain = desk.submit(custom_id="plain", seed=1).result(timeout=60)
+    lora = desk.submit(custom_id="lora", seed=1, loras=[{"path": desk.loras[0]}]).result(timeout=60)
+    again = desk.submit(custom_id="again", seed=1).result(timeout=60)
+    assert plain.outputs[0].sha256 == again.outputs[0].sha256 != lora.outputs[0].sha256
+    assert lora.lora_swap_seconds > 0
+    assert lora.receipt.max_abs_diff_outside == plain.receipt.max_abs_diff_outside == 0
+    assert {"lora", "vae_encode", "denoise", "vae_decode"} <= set(lora.timings)
+
+
+def test_one_idempotency_key_renders_once(desk):
+    before = desk.metric(r'farm_images_total\{model="sd15-inpaint"\}')
+    first = desk.submit(idempotency_key="order-7", prompt="a table")
+    second = desk.submit(idempotency_key="order-7", prompt="a table")
+    assert first.id == second.id
+    assert first.result(timeout=60) == second.result(timeout=60)
+    third = desk.submit(idempotency_key="order-7", prompt="a table")
+    assert third.status() is JobState.SUCCEEDED
+    assert desk.metric(r'farm_images_total\{model="sd15-inpaint"\}') == before + 1
+    with pytest.raises(IdempotencyConflict):
+        desk.submit(idempotency_key="order-7", prompt="a chair")
+
+
+def bad_loras(desk):
+    wrong = {"unet.nowhere.lora_A.weight": np.zeros((4, 8), np.float32)}
+    wrong["unet.nowhere.lora_B.weight"] = np.zeros((8, 4), np.float32)
+    good = safetensors.numpy.load(desk.client.store.get(desk.loras[0], max_bytes=10**8).data)
+    nan = {name: np.full_like(value, np.nan) for name, value in good.items()}
+    return [
+        ("pickle.ckpt", pickle.dumps({"a": 1}), "UnsafeWeightsFormat"),
+        ("pickle.safetensors", pickle.dumps({"a": 1}, protocol=4), "UnsafeWeightsFormat"),
+        ("short.safetensors", b"\x08", "LoraInvalid"),
+        ("no-key.safetensors", safetensors.numpy.save(wrong), "LoraNoEffect"),
+        ("nan.safetensors", safetensors.numpy.save(nan), "LoraNonFinite"),
+    ]
+
+
+def test_a_bad_lora_between_good_jobs_harms_nothing(desk):
+    baseline = desk.submit(custom_id="base", seed=2, loras=[{"path": desk.loras[1]}]).result(timeout=60)
+    for name, data, code in bad_loras(desk):
+        path = desk.put(name, data)
+        with pytest.raises(JobFailed) as caught:
+            desk.submit(loras=[{"path": path}], seed=2).result(timeout=60)
+        assert caught.value.result.error.code == code, name
+        assert len(caught.value.result.error.message) > 20
+        good = desk.submit(custom_id=f"after-{name}", seed=2, loras=[{"path": desk.loras[1]}]).result(timeout=60)
+        assert good.outputs[0].sha256 == baseline.outputs[0].sha256
+
+
+def test_the_metrics_tell_what_happened(desk):
+    desk.submit(custom_id="counted", loras=[{"path": desk.loras[2]}]).result(timeout=60)
+    with pytest.raises(JobFailed):
+        desk.submit(image=f"{desk.root}/none.png").result(timeout=60)
+    assert desk.metric(r'farm_jobs_total\{error="",model="sd15-inpaint",status="succeeded"\}') >= 1
+    assert desk.metric(r'farm_jobs_total\{error="InputNotFound",model="sd15-inpaint",status="failed"\}') >= 1
+    assert desk.metric(r'farm_job_seconds_count\{model="sd15-inpaint",stage="denoise"\}') >= 1
+    assert desk.metric(r"farm_lora_swap_seconds_count") >= 1
+    assert desk.metric(r"farm_denoise_steps_total") >= 2
+    assert desk.metric(r'farm_vram_bytes\{device="cpu",kind="allocated"\}') > 10**7
+
+
+@pytest.fixture
+def fragile(model, tmp_path):
+    """A farm whose worker the test may kill."""
+    with EmbeddedFarm(tmp_path, model_path=model / "checkpoint", environment=ENVIRONMENT) as farm:
+        farm.wait_ready()
+        yield Desk(farm, farm.settings.store, [])
+
+
+def running(handle, timeout=20):
+    end = time.monotonic() + timeout
+    while handle.status() is not JobState.RUNNING:
+        assert time.monotonic() < end, f"the job is {handle.status()}"
+        time.sleep(0.02)
+
+
+def test_kill_9_in_the_middle_of_a_job_loses_nothing(fragile):
+    handles = [fragile.submit(custom_id=f"job-{n}", num_inference_steps=60, seed=n) for n in range(3)]
+    running(handles[0])
+    time.sleep(0.2)
+    fragile.farm.worker.kill()
+    assert handles[0].peek() is None
+    fragile.farm.start_worker()
+    results = [handle.result(timeout=90) for handle in handles]
+    assert [result.custom_id for result in results] == ["job-0", "job-1", "job-2"]
+    assert results[0].attempt == 2
+    stored = [info.uri for info in fragile.client.store.list(f"{fragile.root}/results/")]
+    assert len(stored) == 3
+
+
+def test_sigterm_finishes_the_job_in_hand(fragile):
+    handle = fragile.submit(num_inference_steps=40)
+    running(handle)
+    fragile.farm.worker._child.send_signal(signal.SIGTERM)
+    assert fragile.farm.worker._child.wait(60) == 0
+    assert handle.peek().status is JobState.SUCCEEDED
+
+
+def test_the_same_job_over_s3(model, tmp_path, s3_server, s3_bucket):
+    environment = {
+        **ENVIRONMENT,
+        **s3_server.environment(),
+        "FARM_STORE": f"s3://{s3_bucket}/farm",
+    }
+    with EmbeddedFarm(tmp_path, model_path=model / "checkpoint", environment=environment) as farm:
+        farm.wait_ready()
+        desk = Desk(farm, f"s3://{s3_bucket}/in", sorted((model / "loras").glob("*.safetensors")))
+        result = desk.submit(loras=[{"path": desk.loras[0]}]).result(timeout=60)
+        assert result.outputs[0].uri.startswith(f"s3://{s3_bucket}/farm/outputs/")
+        out = Image.open(BytesIO(desk.client.store.get(result.outputs[0].uri, max_bytes=10**7).data)).convert("RGB")
+        assert out.getpixel((0, 0)) == desk.photo.getpixel((0, 0))
+        assert result.receipt.max_abs_diff_outside == 0

@@ -1,0 +1,60 @@
+"""The commands' manners: one line, a code, no traceback."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+
+def run(*arguments, stdin="", **environment):
+    import os
+
+    return subprocess.run(
+        [sys.executable, "-m", *arguments],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+    )
+
+
+JOB = json.dumps({"image": "file:///x/a.png", "mask": "file:///x/m.png"})
+
+
+def test_without_redis_one_clear_line(tmp_path):
+    done = run(
+        "producer", "submit", "-", stdin=JOB, FARM_REDIS_URL="redis://127.0.0.1:1/0", FARM_STORE=f"file://{tmp_path}"
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "QueueUnavailable" in done.stderr and "FARM_REDIS_URL" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("stdin", "environment", "word"),
+    [
+        ("{", {}, "JSON"),
+        ('{"image": "file:///a", "sede": 1}', {}, "did you mean 'seed'"),
+        (JOB, {"FARM_STORE": ""}, "FARM_STORE"),
+        (JOB, {"FARM_STORE": "ftp://x"}, "ftp"),
+        (JOB, {"FARM_LEASE_SECONDS": "soon"}, "FARM_LEASE_SECONDS"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(stdin, environment, word):
+    done = run("producer", "submit", "-", stdin=stdin, **environment)
+    assert done.returncode == 2
+    assert word in done.stderr
+    assert "Traceback" not in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_worker_without_redis_says_so(tmp_path):
+    done = run("worker", "run", FARM_REDIS_URL="redis://127.0.0.1:1/0", FARM_STORE=f"file://{tmp_path}")
+    assert done.returncode == 2
+    assert "QueueUnavailable" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_sdk_imports_no_torch():
+    code = "import sys, producer; print([m for m in ('torch', 'transformers', 'boto3', 'skimage') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr

@@ -1,0 +1,67 @@
+"""What jobs bring besides pictures (LoRAs, embeddings, IP-Adapters), kept in memory for as long as it is asked for."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from typing import Any
+
+from farm import metrics
+from farm.errors import InputNotFound, LoraHashMismatch, LoraNotFound
+from farm.storage import ObjectStore, Progress
+from farm.weights import refuse_pickle
+
+
+@dataclass(frozen=True)
+class Asset:
+    """A weights file in memory. `weights` is what its reader made of it."""
+
+    sha256: str
+    weights: Any
+    size: int  # of the file, bytes
+    tier: str  # where it came from this time: ram or remote
+
+
+class Assets:
+    """Weights files by address and ETag, the least recently used dropped beyond `max_bytes`. Safe for many threads."""
+
+    def __init__(self, store: ObjectStore, *, max_bytes: int, max_file_bytes: int):
+        self._store, self._max_bytes, self._max_file_bytes = store, max_bytes, max_file_bytes
+        self._held: OrderedDict[tuple[str, str], Asset] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, path: str, read: Callable[[bytes], Any], *, pinned: str | None, progress: Progress) -> Asset:
+        """What `read` makes of the file, from memory if the object has not changed since.
+
+        `pinned` is the sha256 it must have. Raises LoraNotFound, LoraHashMismatch, UnsafeWeightsFormat, what `read`
+        raises, and the store's errors.
+        """
+        refuse_pickle(path)
+        try:
+            key = (path, self._store.head(path).etag)
+            asset = self._recall(key) or self._fetch(key, read, progress)
+        except InputNotFound:
+            raise LoraNotFound(f"There is no weights file at {path}; check the address.") from None
+        if pinned not in (None, asset.sha256):
+            raise LoraHashMismatch(f"The file at {path} has sha256 {asset.sha256}, the job wants {pinned}.")
+        return asset
+
+    def _recall(self, key: tuple[str, str]) -> Asset | None:
+        with self._lock:
+            asset = self._held.get(key)
+            if asset is not None:
+                self._held.move_to_end(key)
+            return asset
+
+    def _fetch(self, key: tuple[str, str], read: Callable[[bytes], Any], progress: Progress) -> Asset:
+        data = self._store.get(key[0], max_bytes=self._max_file_bytes, etag=key[1], progress=progress).data
+        asset = Asset(sha256(data).hexdigest(), read(data), len(data), "ram")
+        with self._lock:
+            self._held[key] = asset
+            while sum(held.size for held in self._held.values()) > self._max_bytes and len(self._held) > 1:
+                self._held.popitem(last=False)
+            metrics.lora_resident.set(len(self._held))
+        return replace(asset, tier="remote")
