@@ -73,7 +73,7 @@ def test_files(pipes: tuple[Any, Any], where: str, tmp_path: Path) -> None:
 def test_a_flattened_a1111_file_names_its_word_in_the_metadata(pipes: tuple[Any, Any], tmp_path: Path) -> None:
     path = tmp_path / "moody.safetensors"
     save_file({"string_to_param.*": vectors(2), "step": torch.tensor([5])}, path, metadata={"name": "moody"})
-    pipes[0].load_textual_inversion(path)
+    pipes[0].load_textual_inversion(path.read_bytes())
     pipes[1].load_textual_inversion({"string_to_param": {"*": vectors(2)}, "name": "moody"})
     assert_parity("inpaint", *pipes, prompt="a moody cat", num_inference_steps=2)
 

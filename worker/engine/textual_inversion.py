@@ -13,15 +13,16 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
 from tokenizers import Tokenizer
 
 from worker.engine.errors import EmbeddingInvalid, UnsafeWeightsFormat
-from worker.engine.weights_file import is_pickle
 
 DEFAULT_NAME = "learned_embeds.safetensors"
+PICKLE_MAGIC = (b"PK\x03\x04", b"\x80")  # a zip made by torch.save, and what it wrote before 1.6
 
-Source: TypeAlias = str | Path | Mapping[str, Any] | torch.Tensor
+Source: TypeAlias = str | Path | bytes | Mapping[str, Any] | torch.Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,25 +37,32 @@ class Embedding:
         return [self.token, *(f"{self.token}_{i}" for i in range(1, len(self.vectors)))]
 
 
-def read_file(path: Path) -> dict[str, Any]:
-    """A safetensors file's tensors by key, and its metadata's `name` where it has one.
+def read_embedding(source: str | Path | bytes) -> dict[str, Any]:
+    """The tensors of a safetensors file, or of its bytes, by key; with the metadata's `name` where it has one.
 
-    Raises UnsafeWeightsFormat for a pickle whatever it is called, EmbeddingInvalid for anything else unreadable.
+    What is returned is a `Source` too. Raises UnsafeWeightsFormat for a pickle whatever it is called, EmbeddingInvalid
+    for anything else unreadable.
     """
-    if not path.is_file():
-        raise EmbeddingInvalid(f"{path} does not exist: give a file, or a folder that holds {DEFAULT_NAME}")
-    if is_pickle(path):
-        raise UnsafeWeightsFormat(f"{path} is a pickle: turn it into safetensors with `farm-worker convert` first")
+    if isinstance(source, bytes):
+        where, data = "the embedding", source
+    elif Path(source).is_file():
+        where, data = str(source), Path(source).read_bytes()
+    else:
+        raise EmbeddingInvalid(f"{source} does not exist: give a file, or a folder that holds {DEFAULT_NAME}")
+    if data[8:9] != b"{" and data.startswith(PICKLE_MAGIC):
+        raise UnsafeWeightsFormat(f"{where} is a pickle: turn it into safetensors with `farm-worker convert` first")
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict: no iteration)
-            name = (file.metadata() or {}).get("name")
-    except (SafetensorError, OSError) as error:
-        raise EmbeddingInvalid(f"{path} is no readable safetensors file: {error}") from error
+        state: dict[str, Any] = load_tensors(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    except (SafetensorError, ValueError) as error:
+        raise EmbeddingInvalid(f"{where} is no readable safetensors file: {error}") from error
+    name = header.get("__metadata__", {}).get("name")
     return {**state, "name": name} if name else state
 
 
-def locate(source: str | Path, subfolder: str | None, weight_name: str | None) -> Path:
+def locate(source: str | Path | bytes, subfolder: str | None, weight_name: str | None) -> Path | bytes:
+    if isinstance(source, bytes):
+        return source
     path = Path(source)
     if path.is_dir():
         return path / (subfolder or "") / (weight_name or DEFAULT_NAME)
@@ -134,7 +142,7 @@ def load(
     if len(sources) != len(tokens):
         raise EmbeddingInvalid(f"{len(sources)} embeddings and {len(tokens)} tokens were given: pass one token each")
     states = [
-        source if isinstance(source, torch.Tensor | Mapping) else read_file(locate(source, subfolder, weight_name))
+        source if isinstance(source, torch.Tensor | Mapping) else read_embedding(locate(source, subfolder, weight_name))
         for source in sources
     ]
     embeddings = [parse(state, token) for state, token in zip(states, tokens, strict=True)]
