@@ -25,6 +25,7 @@ CONTEXT = torch.randn(2, 7, 24, generator=torch.Generator().manual_seed(6))
 TOKENS = torch.tensor([[97, 5, 17, 98, 98], [97, 8, 98, 98, 98]])
 TIMES = torch.tensor([7, 801])
 
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft", "ignore::RuntimeWarning:peft")
 logging.getLogger("transformers").setLevel(logging.ERROR)
 logging.getLogger("diffusers").setLevel(logging.ERROR)
 

@@ -81,6 +81,14 @@ def test_the_sum_is_float32s_rounded_once(dtype, family, channels_last):
     assert same_bits(bench.bits(), bench.before)
 
 
+def test_float64_weights_are_summed_in_float64():
+    bench = Bench(torch.float64)
+    lora = bench.lora(1)
+    bench.merger.set_adapters([(lora, 0.7, 0.7)])
+    exact = bench.before[f"{samples.CONV}.weight"] + 0.7 * lora.deltas[samples.CONV].weight(torch.float64)
+    assert samples.relative(bench.weight(samples.CONV), exact) < 1e-14
+
+
 def test_dora_acts_on_the_base_weight_beside_other_loras():
     bench = Bench()
     size = (bench.merger.table.targets[samples.LINEAR].shape[0], 1)

@@ -35,6 +35,9 @@ class Adapter(NamedTuple):
         return strength.at(path) if isinstance(strength, BlockStrength) else strength
 
 
+# How many values of a weight are summed at once on a CPU: 1 MiB of float32.
+_CACHED_VALUES = 1 << 18
+
 # What is added to one weight: each delta with its strength.
 Terms = tuple[tuple[Delta, float], ...]
 
@@ -153,31 +156,38 @@ class LoraMerger:
 
 
 def _merge(weight: Tensor, base: Tensor, terms: Terms) -> None:
-    """weight ← base + Σ strength·ΔW, in place."""
+    """weight ← base + Σ strength·ΔW, in place; in float32, or wider if the weight is."""
+    exact = torch.promote_types(weight.dtype, torch.float32)
     if not terms:
         weight.copy_(base)
-        return
-    origin = base.float()
-    if _rows(weight) is not None and all(isinstance(delta, LowRank) for delta, _ in terms):
-        total = weight if weight.dtype == torch.float32 else torch.empty_like(origin)
-        _add_low_rank(total, origin, terms)
+    elif _rows(weight) is not None and all(isinstance(delta, LowRank) for delta, _ in terms):
+        _merge_low_rank(weight, base, terms, exact)
     else:
+        origin = base.to(exact)
         total = origin.clone()
         for delta, strength in terms:
             total += delta.change(origin, strength)
-    if total is not weight:
         weight.copy_(total)
 
 
-def _add_low_rank(out: Tensor, base: Tensor, terms: Terms) -> None:
-    """out ← base + Σ strength·scale·B·A, all float32: one product a LoRA, summed where it is due, no ΔW in between."""
-    out_rows, base_rows = _rows(out), _rows(base)
+def _merge_low_rank(weight: Tensor, base: Tensor, terms: Terms, exact: torch.dtype) -> None:
+    """The sum of LoRAs as one product, their factors side by side; there is never a ΔW in memory."""
+    ups, downs = [], []
     for delta, strength in terms:
-        up, down = (factor.to(out.device, torch.float32) for factor in (delta.up, delta.down))
-        if not out.is_contiguous():  # channels last: the rows hold the kernel's axes before the inputs
-            down = down.view(-1, *out.shape[1:]).permute(0, 2, 3, 1).flatten(1)
-        torch.addmm(base_rows, up, down, alpha=strength * delta.scale, out=out_rows)
-        base_rows = out_rows
+        up, down = (factor.to(weight.device, exact) for factor in (delta.up, delta.down))
+        if not weight.is_contiguous():  # channels last: the rows hold the kernel's axes before the inputs
+            down = down.view(-1, *weight.shape[1:]).permute(0, 2, 3, 1).flatten(1)
+        ups.append(up * (strength * delta.scale))
+        downs.append(down)
+    up, down = torch.cat(ups, dim=1), torch.cat(downs)
+    out, origin = _rows(weight), _rows(base)
+    # A CPU is bound by memory here: what is done block by block is done in its cache. A GPU wants one launch.
+    block = len(out) if weight.device.type != "cpu" else max(1, _CACHED_VALUES // out.shape[1])
+    for rows in (slice(start, start + block) for start in range(0, len(out), block)):
+        if weight.dtype == exact:
+            torch.addmm(origin[rows], up[rows], down, out=out[rows])
+        else:
+            out[rows].copy_(origin[rows].to(exact).addmm_(up[rows], down))
 
 
 def _rows(weight: Tensor) -> Tensor | None:
