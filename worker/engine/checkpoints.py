@@ -104,6 +104,10 @@ def load_component(
     return _load(folder, name, read_index(folder).get(name), torch_dtype, variant)
 
 
+def component_names() -> tuple[str, ...]:
+    return tuple(_COMPONENTS)
+
+
 def read_index(folder: Path) -> dict[str, str]:
     """`model_index.json` as component → class name, those that are present only; checked against what we run."""
     if not folder.is_dir():
