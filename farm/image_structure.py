@@ -1,0 +1,290 @@
+"""Whether a picture file is whole, told from its structure: one check a format, none of which decodes pixels.
+
+Every check gets the file's bytes and `judge(width, height)`, which raises for a size that is not allowed; it calls that
+as soon as it knows the size, and gives back the bits a channel. All raise ImageTruncated for a file that is cut short
+or damaged, AnimatedImageUnsupported for one with several pictures, UnsupportedImageFormat for a kind that Pillow does
+not read. Each is bounded: in memory to about 1 MB beside the file, in time by the size that `judge` let through.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from io import BytesIO
+from typing import Literal, NoReturn
+
+from PIL import AvifImagePlugin, Image, ImageFile, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
+
+from farm.errors import AnimatedImageUnsupported, ImageTruncated, UnsupportedImageFormat
+
+Format = Literal["PNG", "JPEG", "WEBP", "AVIF", "TIFF"]
+Judge = Callable[[int, int], None]
+
+_MAX_PARTS = 200_000  # chunks, segments or boxes: a file of nothing else must not keep us busy
+_MAX_SCANS = 500  # of a progressive JPEG, each of which decodes the whole picture again
+
+_PLUGINS: dict[Format, type[ImageFile.ImageFile]] = {
+    "PNG": PngImagePlugin.PngImageFile,
+    "JPEG": JpegImagePlugin.JpegImageFile,
+    "WEBP": WebPImagePlugin.WebPImageFile,
+    "AVIF": AvifImagePlugin.AvifImageFile,
+    "TIFF": TiffImagePlugin.TiffImageFile,
+}
+# What Pillow's plugins raise for a header that they cannot read.
+_UNREADABLE = (
+    *(OSError, SyntaxError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError),
+    *(struct.error, zlib.error, Image.DecompressionBombError),
+)
+
+
+def open_picture(data: bytes, name: Format) -> ImageFile.ImageFile:
+    """Pillow's picture of the bytes, its pixels not decoded yet, by the plugin of that one format.
+
+    Unlike `Image.open` it neither tries other plugins nor warns of the size, which is judged before.
+    Raises ImageTruncated when Pillow cannot make sense of the header.
+    """
+    try:
+        return _PLUGINS[name](BytesIO(data))
+    except _UNREADABLE as error:
+        raise ImageTruncated(
+            f"The {name} file is damaged: its header cannot be read ({type(error).__name__}); send it again."
+        ) from error
+
+
+def _cut(name: str, what: str = "it ends too early") -> NoReturn:
+    raise ImageTruncated(f"The {name} file is cut short or damaged: {what}; send the whole file again.")
+
+
+def _several(name: str) -> NoReturn:
+    raise AnimatedImageUnsupported(
+        f"The {name} file holds several pictures; send the one to edit as a file of its own."
+    )
+
+
+def _unsupported(what: str) -> NoReturn:
+    raise UnsupportedImageFormat(f"{what}; save the picture again as an ordinary PNG, JPEG, WebP, AVIF or TIFF.")
+
+
+# PNG (https://www.w3.org/TR/png-3/)
+
+_PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # colour type → channels
+_PNG_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
+_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+_INFLATE_STEP = 1 << 20
+
+
+def png(data: bytes, judge: Judge) -> int:
+    chunks = _png_chunks(data)
+    kind, header = next(chunks)
+    if kind != b"IHDR" or len(header) != 13:
+        _cut("PNG", "it does not begin with its header")
+    width, height, depth, colour, compression, filters, interlace = struct.unpack(">IIBBBBB", header)
+    judge(width, height)
+    if depth not in _PNG_DEPTHS.get(colour, ()) or compression or filters or interlace > 1:
+        _unsupported("The PNG file is of an unknown kind")
+    missing = _png_bytes(width, height, depth * _PNG_CHANNELS[colour], bool(interlace))
+    inflater = zlib.decompressobj()
+    for kind, body in chunks:
+        if kind == b"acTL" and int.from_bytes(body[:4], "big") > 1:
+            _several("PNG")
+        if kind == b"IDAT" and missing:
+            missing -= _inflated(inflater, body, missing)
+    if missing:
+        _cut("PNG", "rows of it are missing")
+    return int(depth)
+
+
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
+    """(type, body) up to IEND. Checksums are those of the chunks that make the picture."""
+    view, place = memoryview(data), 8
+    for _ in range(_MAX_PARTS):
+        if place + 12 > len(data):
+            _cut("PNG")
+        length, kind = struct.unpack_from(">I4s", data, place)
+        end = place + 12 + length
+        if not kind.isalpha():
+            _cut("PNG", "there is no chunk where one should be")
+        if end > len(data):
+            _cut("PNG")
+        critical = kind[:1].isupper()
+        if critical and zlib.crc32(view[place + 4 : end - 4]) != int.from_bytes(view[end - 4 : end], "big"):
+            _cut("PNG", "a checksum is wrong")
+        if kind == b"IEND":
+            return
+        yield kind, view[place + 8 : end - 4]
+        place = end
+    _unsupported("The PNG file is broken into too many chunks")
+
+
+def _png_bytes(width: int, height: int, bits: int, interlaced: bool) -> int:
+    """The length of the inflated data: for each row a filter byte and its pixels, filled up to a byte."""
+    total = 0
+    for x, y, step_x, step_y in _ADAM7 if interlaced else ((0, 0, 1, 1),):
+        columns, rows = -(-(width - x) // step_x), -(-(height - y) // step_y)
+        if columns > 0 and rows > 0:
+            total += rows * (1 + -(-columns * bits // 8))
+    return total
+
+
+def _inflated(inflater: zlib._Decompress, body: memoryview | bytes, most: int) -> int:
+    """How many bytes come out of `body`, up to `most`; they are thrown away as they come."""
+    count = 0
+    try:
+        while body and count < most and not inflater.eof:
+            count += len(inflater.decompress(body, min(_INFLATE_STEP, most - count)))
+            body = inflater.unconsumed_tail
+    except zlib.error:
+        _cut("PNG", "its data cannot be inflated")
+    return count
+
+
+# JPEG (ITU-T T.81)
+
+_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0 to SOF15
+_JPEG_MARKER = re.compile(rb"\xff+([^\x00\xff])")
+_JPEG_SCAN_END = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")  # in a scan, FF00 is data and FFD0 to FFD7 go on
+
+
+def jpeg(data: bytes, judge: Judge) -> int:
+    place, scans, bits = 2, 0, 0
+    for _ in range(_MAX_PARTS):
+        found = (_JPEG_SCAN_END if scans else _JPEG_MARKER).search(data, place)
+        if found is None:
+            _cut("JPEG")
+        marker, place = found[1][0], found.end()
+        if marker == 0xD9:  # EOI
+            if not scans:
+                _cut("JPEG", "there is no picture in it")
+            return bits
+        if marker == 0x01 or 0xD0 <= marker <= 0xD8:  # these stand alone
+            continue
+        if place + 2 > len(data):
+            _cut("JPEG")
+        length = int.from_bytes(data[place : place + 2], "big")
+        if length < 2 or place + length > len(data):
+            _cut("JPEG")
+        if marker in _JPEG_FRAMES:
+            if length < 8:
+                _cut("JPEG", "its frame has no size")
+            bits, height, width = struct.unpack_from(">BHH", data, place + 2)
+            judge(width, height)
+            if bits != 8:
+                _unsupported(f"The JPEG file has {bits} bits a channel")
+        if marker == 0xDA:  # SOS
+            if not bits:
+                _cut("JPEG", "a scan stands before its frame")
+            scans += 1
+            if scans > _MAX_SCANS:
+                _unsupported("The JPEG file has too many scans")
+        place += length
+    _unsupported("The JPEG file is broken into too many segments")
+
+
+# WebP (RFC 9649)
+
+
+def webp(data: bytes, judge: Judge) -> int:
+    if len(data) < 30:
+        _cut("WebP")
+    end = 8 + int.from_bytes(data[4:8], "little")
+    kind, head = data[12:16], data[20:30]
+    if kind == b"VP8X":
+        judge(1 + int.from_bytes(head[4:7], "little"), 1 + int.from_bytes(head[7:10], "little"))
+        if head[0] & 0x02:
+            _several("WebP")
+    elif kind == b"VP8L" and head[0] == 0x2F:
+        packed = int.from_bytes(head[1:5], "little")
+        judge(1 + (packed & 0x3FFF), 1 + (packed >> 14 & 0x3FFF))
+    elif kind == b"VP8 " and head[3:6] == b"\x9d\x01\x2a":
+        judge(int.from_bytes(head[6:8], "little") & 0x3FFF, int.from_bytes(head[8:10], "little") & 0x3FFF)
+    else:
+        _cut("WebP", "its header cannot be read")
+    if end > len(data):
+        _cut("WebP")
+    place = 12
+    for _ in range(_MAX_PARTS):
+        if place + 8 > end:
+            return 8
+        place += 8 + int.from_bytes(data[place + 4 : place + 8], "little")
+        if place > end:
+            _cut("WebP")
+        place += place & 1
+    _unsupported("The WebP file is broken into too many chunks")
+
+
+# AVIF (ISO/IEC 14496-12 boxes)
+
+
+_AVIF_NEEDS = {b"ftyp", b"meta", b"mdat"}
+
+
+def avif(data: bytes, judge: Judge) -> int:
+    place, seen = 0, set[bytes]()
+    for _ in range(_MAX_PARTS):
+        if place == len(data):
+            break
+        size, kind = int.from_bytes(data[place : place + 4], "big"), data[place + 4 : place + 8]
+        if size == 1:
+            size = int.from_bytes(data[place + 8 : place + 16], "big")
+        if size == 0:  # to the end of the file
+            size = len(data) - place
+        if size < 8 or place + size > len(data):
+            if kind in _AVIF_NEEDS or not seen >= _AVIF_NEEDS:
+                _cut("AVIF")
+            break  # something else follows the picture
+        seen.add(kind)
+        place += size
+    if not seen >= _AVIF_NEEDS:
+        _cut("AVIF")
+    picture = open_picture(data, "AVIF")
+    judge(*picture.size)
+    return 8  # Pillow's decoder gives 8, whatever the file holds
+
+
+# TIFF 6.0
+
+
+def tiff(data: bytes, judge: Judge) -> int:
+    picture = open_picture(data, "TIFF")
+    assert isinstance(picture, TiffImagePlugin.TiffImageFile)
+    judge(*picture.size)
+    if picture.is_animated:
+        _several("TIFF")
+    try:
+        _check_strips(picture, len(data))
+        return int(picture.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,))[0])
+    except _UNREADABLE:
+        _cut("TIFF", "its tables contradict each other")
+
+
+def _check_strips(picture: TiffImagePlugin.TiffImageFile, size: int) -> None:
+    """Each strip or tile that the picture needs must lie inside the file."""
+    tags, (width, height) = picture.tag_v2, picture.size
+    planes = tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1) if tags.get(TiffImagePlugin.PLANAR_CONFIGURATION) == 2 else 1
+    tiled = TiffImagePlugin.TILEOFFSETS in tags
+    if tiled:
+        across, down = tags[TiffImagePlugin.TILEWIDTH], tags[TiffImagePlugin.TILELENGTH]
+        offsets, counts = tags[TiffImagePlugin.TILEOFFSETS], tags[TiffImagePlugin.TILEBYTECOUNTS]
+    else:
+        across, down = width, min(tags.get(TiffImagePlugin.ROWSPERSTRIP, height), height)
+        offsets, counts = tags[TiffImagePlugin.STRIPOFFSETS], tags[TiffImagePlugin.STRIPBYTECOUNTS]
+    needed = -(-width // across) * -(-height // down) * planes
+    if min(len(offsets), len(counts)) < needed:
+        _cut("TIFF", "strips of it are missing")
+    if any(offset + count > size for offset, count in zip(offsets[:needed], counts[:needed], strict=True)):
+        _cut("TIFF")
+    bits = sum(tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,)))
+    plain = tags.get(TiffImagePlugin.COMPRESSION, 1) == 1 and tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) != 6
+    if plain and not tiled and sum(counts[:needed]) < height * -(-width * bits // 8):
+        _cut("TIFF", "rows of it are missing")
+
+
+CHECKS: dict[Format, Callable[[bytes, Judge], int]] = {
+    "PNG": png,
+    "JPEG": jpeg,
+    "WEBP": webp,
+    "AVIF": avif,
+    "TIFF": tiff,
+}
