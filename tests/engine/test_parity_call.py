@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.engine.comparison import assert_parity, hole, picture
+from tests.engine.comparison import assert_parity
+from tests.engine.pictures import hole, picture
 
 Arguments = dict[str, Any]
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from tests.engine import tiny_checkpoints
-from tests.engine.comparison import assert_parity, assert_same_latents, hole, picture, relative_error, run
+from tests.engine.comparison import assert_parity, assert_same_latents, relative_error, run
+from tests.engine.pictures import hole, picture
 from worker.engine.errors import FeatureUnavailable
 
 LATENT = {"output_type": "latent", "num_inference_steps": 2}

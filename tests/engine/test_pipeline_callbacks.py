@@ -97,7 +97,8 @@ def test_guidance_can_be_cut_off(cutoff: Any) -> None:
 
 
 def call() -> dict[str, Any]:
-    from tests.engine.comparison import generator, hole, picture
+    from tests.engine.comparison import generator
+    from tests.engine.pictures import hole, picture
 
     return {
         "prompt": "a red cat",

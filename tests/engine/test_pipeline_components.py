@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from tests.engine import tiny_checkpoints
-from tests.engine.comparison import assert_parity, assert_same_pictures, generator, hole, picture, run
+from tests.engine.comparison import assert_parity, assert_same_pictures, generator, run
+from tests.engine.pictures import hole, picture
 from worker.engine import StableDiffusionInpaintPipeline, schedulers
 from worker.engine.errors import CheckpointInvalid, InvalidParameter, NonFiniteOutput, UnsafeWeightsFormat
 

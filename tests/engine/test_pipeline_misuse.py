@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from tests.engine import tiny_checkpoints
-from tests.engine.comparison import generator, hole, picture, run
+from tests.engine.comparison import generator, run
+from tests.engine.pictures import hole, picture
 from worker.engine.errors import InvalidParameter
 
 EMBEDS = torch.zeros(1, 77, 32)

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from tests.engine import tiny_checkpoints
-from tests.engine.comparison import assert_same_latents, generator, hole, picture
+from tests.engine.comparison import assert_same_latents, generator
+from tests.engine.pictures import hole, picture
 from worker.engine import schedulers
 from worker.engine.errors import InvalidParameter
 from worker.engine.request import Request
@@ -29,9 +30,9 @@ def arguments(**changes: Any) -> dict[str, Any]:
 
 
 def with_scheduler(kind: str, name: str) -> Any:
-    pipe = tiny_checkpoints.load_ours(kind)
-    pipe.scheduler = schedulers.from_config(pipe.scheduler.config, _class_name=name)
-    return pipe
+    pipe = tiny_checkpoints.ours(kind)
+    scheduler = schedulers.from_config(pipe.scheduler.config, _class_name=name)
+    return type(pipe)(**{**pipe.components, "scheduler": scheduler})
 
 
 def finished(pipe: Any, request: Request) -> torch.Tensor:

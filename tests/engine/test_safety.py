@@ -10,8 +10,9 @@ from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker as
 from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig
 
-from tests.engine.comparison import hole, picture, run
+from tests.engine.comparison import run
 from tests.engine.conftest import VISION, tiny_image_processor
+from tests.engine.pictures import hole, picture
 from tests.engine.tiny_checkpoints import oracle, ours
 from worker.engine.errors import CheckpointInvalid, InvalidParameter
 from worker.engine.safety import StableDiffusionSafetyChecker, flags

@@ -10,6 +10,7 @@ from worker.engine.checkpoints import load_component, read_index, read_options, 
 from worker.engine.errors import CheckpointInvalid, InvalidParameter
 from worker.engine.loading_options import require_known
 from worker.engine.pipeline_adapters import PipelineAdapters
+from worker.engine.single_file import load_single_file
 
 
 def dtype_of(name: str, dtype: torch.dtype | Mapping[str, torch.dtype] | None) -> torch.dtype:
@@ -54,6 +55,30 @@ class PipelineFiles(PipelineAdapters):
         if requires_safety_checker is None:
             requires_safety_checker = read_options(folder).get("requires_safety_checker", True)
         parts = {**dict.fromkeys(cls.component_names()), **loaded, **given}
+        return cls(**parts, requires_safety_checker=requires_safety_checker)
+
+    @classmethod
+    def from_single_file(
+        cls,
+        pretrained_model_link_or_path: str | Path,
+        *,
+        config: str | Path | None = None,
+        torch_dtype: torch.dtype | None = None,
+        dtype: torch.dtype | None = None,
+        requires_safety_checker: bool = True,
+        **options: Any,
+    ) -> Self:
+        """A pipeline from one original `.safetensors` file; float32 unless a dtype is given.
+
+        `config` is a folder in diffusers' layout with tokenizer, scheduler and configurations; without one the
+        architecture is read off the weights, and `tokenizer=` and `scheduler=` have to be given.
+
+        Raises CheckpointInvalid, UnsafeWeightsFormat, and InvalidParameter for an option that does not exist.
+        """
+        given = {name: options.pop(name) for name in cls.component_names() if name in options}
+        require_known(options)
+        dtype = dtype_of("default", torch_dtype if dtype is None else dtype)
+        parts = load_single_file(pretrained_model_link_or_path, config, dtype, **given)
         return cls(**parts, requires_safety_checker=requires_safety_checker)
 
     def save_pretrained(self, save_directory: str | Path, safe_serialization: bool = True, variant: str | None = None):

@@ -17,10 +17,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from tokenizers import Tokenizer
 
-from worker.engine.errors import EmbeddingInvalid, UnsafeWeightsFormat
+from worker.engine.errors import EmbeddingInvalid
+from worker.engine.lora.header import refuse_pickle
 
 DEFAULT_NAME = "learned_embeds.safetensors"
-PICKLE_MAGIC = (b"PK\x03\x04", b"\x80")  # a zip made by torch.save, and what it wrote before 1.6
 
 Source: TypeAlias = str | Path | bytes | Mapping[str, Any] | torch.Tensor
 
@@ -49,8 +49,8 @@ def read_embedding(source: str | Path | bytes) -> dict[str, Any]:
         where, data = str(source), Path(source).read_bytes()
     else:
         raise EmbeddingInvalid(f"{source} does not exist: give a file, or a folder that holds {DEFAULT_NAME}")
-    if data[8:9] != b"{" and data.startswith(PICKLE_MAGIC):
-        raise UnsafeWeightsFormat(f"{where} is a pickle: turn it into safetensors with `farm-worker convert` first")
+    if data[8:9] != b"{":
+        refuse_pickle(data, where)
     try:
         state: dict[str, Any] = load_tensors(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
