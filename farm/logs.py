@@ -47,3 +47,4 @@ def set_up(level: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
+    logging.getLogger("celery.app.trace").setLevel(logging.WARNING)  # its every task is a job of ours, logged as such

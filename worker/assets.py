@@ -12,7 +12,7 @@ from typing import Any
 from farm import metrics
 from farm.errors import InputNotFound, LoraHashMismatch, LoraNotFound
 from farm.storage import ObjectStore, Progress
-from farm.weights import refuse_pickle
+from farm.weights import read_header, refuse_pickle
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,12 @@ class Assets:
         refuse_pickle(path)
         try:
             key = (path, self._store.head(path).etag)
-            asset = self._recall(key) or self._fetch(key, read, progress)
+            asset = self._recall(key)
+            if asset is None:
+                return self._fetch(key, read, pinned, progress)
         except InputNotFound:
             raise LoraNotFound(f"There is no weights file at {path}; check the address.") from None
-        if pinned not in (None, asset.sha256):
-            raise LoraHashMismatch(f"The file at {path} has sha256 {asset.sha256}, the job wants {pinned}.")
+        _check_pin(path, asset.sha256, pinned)
         return asset
 
     def _recall(self, key: tuple[str, str]) -> Asset | None:
@@ -56,12 +57,22 @@ class Assets:
                 self._held.move_to_end(key)
             return asset
 
-    def _fetch(self, key: tuple[str, str], read: Callable[[bytes], Any], progress: Progress) -> Asset:
+    def _fetch(
+        self, key: tuple[str, str], read: Callable[[bytes], Any], pinned: str | None, progress: Progress
+    ) -> Asset:
         data = self._store.get(key[0], max_bytes=self._max_file_bytes, etag=key[1], progress=progress).data
-        asset = Asset(sha256(data).hexdigest(), read(data), len(data), "ram")
+        digest = sha256(data).hexdigest()
+        _check_pin(key[0], digest, pinned)
+        read_header(data)  # a hostile header is refused before anything is allocated for it
+        asset = Asset(digest, read(data), len(data), "ram")
         with self._lock:
             self._held[key] = asset
             while sum(held.size for held in self._held.values()) > self._max_bytes and len(self._held) > 1:
                 self._held.popitem(last=False)
             metrics.lora_resident.set(len(self._held))
         return replace(asset, tier="remote")
+
+
+def _check_pin(path: str, digest: str, pinned: str | None) -> None:
+    if pinned not in (None, digest):
+        raise LoraHashMismatch(f"The file at {path} has sha256 {digest}, the job wants {pinned}.")

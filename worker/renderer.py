@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
 
 import psutil
@@ -27,7 +26,7 @@ from farm.errors import FeatureUnavailable, Misconfigured, NsfwContent
 from farm.schemas import InpaintJob
 from worker.engine import StableDiffusionInpaintPipeline
 from worker.engine.lora import LoraMerger, read_lora
-from worker.engine.textual_inversion import read_file
+from worker.engine.textual_inversion import read_embedding
 from worker.runner import Rendered, RenderRequest
 from worker.samplers import sampler
 
@@ -63,10 +62,7 @@ class WarmRenderer:
 
     def read_embedding(self, data: bytes) -> Any:
         """A textual inversion's tensors, with the name that its file gives it."""
-        with NamedTemporaryFile(suffix=".safetensors") as file:
-            file.write(data)
-            file.flush()
-            return read_file(Path(file.name))
+        return read_embedding(data)
 
     def read_ip_adapter(self, data: bytes) -> Any:
         raise FeatureUnavailable("IP-Adapters are not served yet; leave ip_adapter out.")

@@ -171,7 +171,9 @@ def test_sigterm_finishes_the_job_in_hand(fragile):
     assert handle.peek().status is JobState.SUCCEEDED
 
 
-def test_the_same_job_over_s3(model, tmp_path, s3_server, s3_bucket):
+def test_the_same_job_over_s3(model, tmp_path, monkeypatch, s3_server, s3_bucket):
+    for name, value in s3_server.environment().items():  # credentials come from the environment, the client's too
+        monkeypatch.setenv(name, value)
     environment = {
         **ENVIRONMENT,
         **s3_server.environment(),
