@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from worker.engine import checkpoints
 from worker.engine.convert import _main, convert
 from worker.engine.errors import CheckpointInvalid, InvalidParameter, UnsafeWeightsFormat
+from worker.engine.ip_adapter import read_ip_adapter
 
 TENSORS = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.alpha": torch.tensor(4.0), "half": torch.ones(2).half()}
 
@@ -67,6 +68,12 @@ def test_an_embedding_of_a1111_keeps_its_word(same_process, tmp_path):
         assert file.metadata() == {"format": "pt", "name": "brand"}
         assert list(file.keys()) == ["string_to_param.*"]
         assert torch.equal(file.get_tensor("string_to_param.*"), vectors)
+
+
+def test_the_groups_of_an_ip_adapter_become_prefixes(same_process, tmp_path):
+    groups = {"image_proj": {"proj.weight": torch.ones(2, 3)}, "ip_adapter": {"1.to_k_ip.weight": torch.ones(4)}}
+    read = read_ip_adapter(convert(pickled(tmp_path / "in.bin", groups), tmp_path / "out.safetensors").target)
+    assert {group: list(tensors) for group, tensors in read.items()} == {g: list(t) for g, t in groups.items()}
 
 
 def test_lightning_notes_beside_the_weights_do_no_harm(tmp_path, monkeypatch):

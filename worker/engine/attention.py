@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worker.engine.attention_products import AttentionProduct, scaled_dot_product
+from worker.engine.ip_attention import ImageKeyValue, ImagePrompt
 from worker.engine.packed import PackedLinear
 
 
@@ -43,12 +44,14 @@ class Attention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(inner, query_width, bias=out_bias)])
         self.product: AttentionProduct = scaled_dot_product
         self.packed: PackedLinear | None = None
+        self.image_layers: tuple[ImageKeyValue, ...] = ()  # owned by the adapters that put them here
 
-    def forward(
-        self, x: Tensor, context: Tensor | None = None, ip_hidden_states: Sequence[Tensor] | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | None = None, images: Sequence[ImagePrompt] = ()) -> Tensor:
         query, key, value = map(self.split_heads, self.project(x, x if context is None else context))
-        return self.to_out[0](self.join_heads(self.product(query, key, value)))
+        attended = self.join_heads(self.product(query, key, value))
+        for layer, prompt in zip(self.image_layers, images, strict=False):  # without images a loaded adapter is silent
+            attended = layer(attended, query, prompt, self)
+        return self.to_out[0](attended)
 
     def project(self, x: Tensor, source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Query, key and value, [B, N or L, heads · d] each; in one product where the weights lie packed."""
@@ -128,9 +131,9 @@ class BasicTransformerBlock(nn.Module):
         self.norm3 = nn.LayerNorm(width)
         self.ff = FeedForward(width)
 
-    def forward(self, x: Tensor, context: Tensor, ip_hidden_states: Sequence[Tensor] | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor, images: Sequence[ImagePrompt] = ()) -> Tensor:
         x = self.attn1(self.norm1(x), context if self.only_cross_attention else None) + x
-        x = self.attn2(self.norm2(x), context, ip_hidden_states) + x
+        x = self.attn2(self.norm2(x), context, images) + x
         return self.ff(self.norm3(x)) + x
 
 
@@ -164,14 +167,14 @@ class Transformer2DModel(nn.Module):
         )
         self.proj_out = nn.Linear(width, channels) if use_linear_projection else nn.Conv2d(width, channels, 1)
 
-    def forward(self, x: Tensor, context: Tensor, ip_hidden_states: Sequence[Tensor] | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor, images: Sequence[ImagePrompt] = ()) -> Tensor:
         hidden = self.norm(x)
         if self.use_linear_projection:
             hidden = self.proj_in(_to_tokens(hidden))
         else:
             hidden = _to_tokens(self.proj_in(hidden))
         for block in self.transformer_blocks:
-            hidden = block(hidden, context, ip_hidden_states)
+            hidden = block(hidden, context, images)
         if self.use_linear_projection:
             hidden = _to_picture(self.proj_out(hidden), x)
         else:

@@ -43,7 +43,9 @@ def save_model(model: Model, folder: Path, variant: str | None = None) -> None:
     marks = {"_class_name": type(model).__name__, "_diffusers_version": LAYOUT_VERSION}
     save_json(folder / "config.json", {**model.config, **marks})
     middle = f".{variant}" if variant else ""
-    write_safetensors(folder / f"{_MODEL_STEM}{middle}.safetensors", model.state_dict())
+    # an IP-Adapter that is loaded is no part of the model
+    own = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("ip_adapters.")}
+    write_safetensors(folder / f"{_MODEL_STEM}{middle}.safetensors", own)
 
 
 def _network(kind: type[Model]) -> Loader:

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from worker.engine.attention_settings import AttentionSettings
 from worker.engine.errors import InvalidParameter
 from worker.engine.freeu import FreeU
+from worker.engine.ip_adapter import ImagePrompts
 from worker.engine.layers import TimestepEmbedding, sinusoidal_embedding
 from worker.engine.model import Model
 from worker.engine.unet_blocks import DownBlock, MidBlock, UpBlock
 from worker.engine.unet_spec import UNET_FIELDS, unet_spec
 
 
-class UNet2DConditionModel(AttentionSettings, Model):
+class UNet2DConditionModel(ImagePrompts, AttentionSettings, Model):
     """ε, v or x₀ (as it was trained) of a noisy latent, given time and text. Every row of the batch is independent."""
 
     FIELDS = UNET_FIELDS
@@ -33,6 +34,7 @@ class UNet2DConditionModel(AttentionSettings, Model):
         self.down_blocks = nn.ModuleList(DownBlock(row, c, spec.time_width) for row in spec.down)
         self.up_blocks = nn.ModuleList(UpBlock(row, c, spec.time_width) for row in spec.up)
         self.mid_block = MidBlock(spec.mid, c, spec.time_width) if spec.mid else None
+        self.ip_adapters = nn.ModuleList()
         self.conv_norm_out = nn.GroupNorm(c.norm_num_groups, first, c.norm_eps)
         self.conv_out = nn.Conv2d(first, c.out_channels, c.conv_out_kernel, padding=(c.conv_out_kernel - 1) // 2)
 
@@ -44,17 +46,19 @@ class UNet2DConditionModel(AttentionSettings, Model):
         *,
         timestep_cond: Tensor | None = None,
         ip_hidden_states: Sequence[Tensor] | None = None,
+        ip_adapter_masks: Sequence[Tensor | None] | None = None,
     ) -> Tensor:
         """`sample` [B, in_channels, h, w] in the model's dtype, any h and w → [B, out_channels, h, w].
 
         `timestep`: a number, or [B] with a time for each row, in training steps (0…999), fractions allowed.
         `encoder_hidden_states`: [B, L, cross_attention_dim]. `timestep_cond`: [B, time_cond_proj_dim].
-        `ip_hidden_states`: for each image-prompt adapter [B, images, tokens, cross_attention_dim].
+        `ip_hidden_states`: for each IP-Adapter [B, pictures, tokens, cross_attention_dim], or [B, tokens, …] of all its
+        pictures together; None leaves adapters silent. `ip_adapter_masks`: for each [1, pictures, H, W], or None.
         """
         if self.config.center_input_sample:
             sample = 2 * sample - 1.0
         time = self.embed_time(timestep, timestep_cond, sample)
-        text, images = encoder_hidden_states, ip_hidden_states
+        text, images = encoder_hidden_states, self.image_prompts(ip_hidden_states, ip_adapter_masks)
 
         x = self.conv_in(sample)
         skips = [x]

@@ -4,6 +4,7 @@ Feature maps are [B, C, h, w], `time` is [B, time_width] and already activated, 
 """
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +12,11 @@ from torch import Tensor, nn
 from worker.engine.attention import Transformer2DModel
 from worker.engine.config import Config
 from worker.engine.freeu import FreeU
+from worker.engine.ip_attention import ImagePrompt
 from worker.engine.layers import Downsample2D, ResnetBlock2D, Upsample2D
 from worker.engine.unet_spec import BlockSpec
 
-ImagePrompts = Sequence[Tensor] | None
+Images: TypeAlias = Sequence[ImagePrompt]
 
 
 class _Block(nn.Module):
@@ -56,7 +58,7 @@ class DownBlock(_Block):
         sampler = [Downsample2D(spec.out_channels, config.downsample_padding)] if spec.resample else []
         self.downsamplers = nn.ModuleList(sampler)
 
-    def forward(self, x: Tensor, time: Tensor, context: Tensor, images: ImagePrompts) -> tuple[Tensor, list[Tensor]]:
+    def forward(self, x: Tensor, time: Tensor, context: Tensor, images: Images) -> tuple[Tensor, list[Tensor]]:
         skips = []
         for index, resnet in enumerate(self.resnets):
             x = resnet(x, time)
@@ -76,7 +78,7 @@ class MidBlock(_Block):
         transformers = len(spec.in_channels) - 1
         super().__init__(spec, config, time_width, transformers, divisor=config.mid_block_scale_factor)
 
-    def forward(self, x: Tensor, time: Tensor, context: Tensor, images: ImagePrompts) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, context: Tensor, images: Images) -> Tensor:
         x = self.resnets[0](x, time)
         for attention, resnet in zip(self.attentions, self.resnets[1:], strict=True):
             x = resnet(attention(x, context, images), time)
@@ -91,7 +93,7 @@ class UpBlock(_Block):
         self.upsamplers = nn.ModuleList([Upsample2D(spec.out_channels)] if spec.resample else [])
         self.freeu: FreeU | None = None
 
-    def forward(self, x: Tensor, time: Tensor, context: Tensor, images: ImagePrompts, skips: list[Tensor]) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, context: Tensor, images: Images, skips: list[Tensor]) -> Tensor:
         for index, resnet in enumerate(self.resnets):
             skip = skips.pop()
             if self.freeu is not None:
