@@ -53,3 +53,17 @@ def demo_model(folder: Path, seed: int) -> None:
     make_checkpoint(folder / "checkpoint", seed=seed)
     make_loras(folder / "loras", folder / "checkpoint", seed=seed)
     click.echo(folder)
+
+
+@main.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("target", type=click.Path(path_type=Path))
+def convert(source: Path, target: Path) -> None:
+    """Turn a pickled checkpoint, LoRA or embedding (.ckpt, .bin, .pt, or a folder of them) into safetensors.
+
+    The pickle is opened in a process of its own that runs none of its code.
+    """
+    from worker.engine.convert import convert as convert_file
+
+    done = convert_file(source, target)
+    click.echo(f"{target}: {done.tensors} tensors in {done.files} files")
