@@ -243,42 +243,69 @@ def avif(data: bytes, judge: Judge) -> int:
     return 8  # Pillow's decoder gives 8, whatever the file holds
 
 
-# TIFF 6.0
+# TIFF 6.0, and BigTIFF (its header and table are made of 8-byte numbers)
+
+_TIFF_TYPES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+_TIFF_COUNTS = {3: "H", 4: "I", 16: "Q"}  # the types that sizes and offsets come in
+_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _PLANAR = 256, 257, 258, 259, 262, 284
+_SAMPLES, _ROWS_PER_STRIP, _TILE_WIDTH, _TILE_HEIGHT = 277, 278, 322, 323
+_STRIPS, _TILES = (273, 279), (324, 325)  # where each begins, and its bytes
 
 
 def tiff(data: bytes, judge: Judge) -> int:
-    picture = open_picture(data, "TIFF")
-    assert isinstance(picture, TiffImagePlugin.TiffImageFile)
-    judge(*picture.size)
-    if picture.is_animated:
-        _several("TIFF")
     try:
-        _check_strips(picture, len(data))
-        return int(picture.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,))[0])
-    except _UNREADABLE:
-        _cut("TIFF", "its tables contradict each other")
+        table = _tiff_table(data)
+        width, height = table[_WIDTH][0], table[_HEIGHT][0]
+        judge(width, height)
+        _check_strips(data, table, width, height)
+        return table.get(_BITS, (1,))[0]
+    except (struct.error, LookupError, ZeroDivisionError):
+        _cut("TIFF", "its table of contents is broken")
 
 
-def _check_strips(picture: TiffImagePlugin.TiffImageFile, size: int) -> None:
+def _tiff_table(data: bytes) -> dict[int, tuple[int, ...]]:
+    """Tag → numbers, of the file's only table. Every value must lie inside the file, whether we need it or not."""
+    order, big = "<" if data[:2] == b"II" else ">", b"\x2b" in data[2:4]
+    (start,) = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)
+    (entries,) = struct.unpack_from(order + ("Q" if big else "H"), data, start)
+    place, step, inline = start + (8 if big else 2), 20 if big else 12, 8 if big else 4
+    if place + entries * step + inline > len(data):
+        _cut("TIFF")
+    table = {}
+    for entry in range(place, place + entries * step, step):
+        tag, kind, count = struct.unpack_from(order + ("HHQ" if big else "HHI"), data, entry)
+        at, size = entry + step - inline, count * _TIFF_TYPES.get(kind, 0)
+        if size > inline:
+            (at,) = struct.unpack_from(order + ("Q" if big else "I"), data, at)
+        if at + size > len(data):
+            _cut("TIFF")
+        if kind in _TIFF_COUNTS:
+            if count > _MAX_PARTS:
+                _unsupported("The TIFF file is broken into too many parts")
+            table[tag] = struct.unpack_from(f"{order}{count}{_TIFF_COUNTS[kind]}", data, at)
+    if any(data[place + entries * step :][:inline]):
+        _several("TIFF")
+    return table
+
+
+def _check_strips(data: bytes, table: dict[int, tuple[int, ...]], width: int, height: int) -> None:
     """Each strip or tile that the picture needs must lie inside the file."""
-    tags, (width, height) = picture.tag_v2, picture.size
-    planes = tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1) if tags.get(TiffImagePlugin.PLANAR_CONFIGURATION) == 2 else 1
-    tiled = TiffImagePlugin.TILEOFFSETS in tags
-    if tiled:
-        across, down = tags[TiffImagePlugin.TILEWIDTH], tags[TiffImagePlugin.TILELENGTH]
-        offsets, counts = tags[TiffImagePlugin.TILEOFFSETS], tags[TiffImagePlugin.TILEBYTECOUNTS]
-    else:
-        across, down = width, min(tags.get(TiffImagePlugin.ROWSPERSTRIP, height), height)
-        offsets, counts = tags[TiffImagePlugin.STRIPOFFSETS], tags[TiffImagePlugin.STRIPBYTECOUNTS]
+    tiled = _TILES[0] in table
+    across, down = (table[_TILE_WIDTH][0], table[_TILE_HEIGHT][0]) if tiled else (width, height)
+    if not tiled:
+        down = min(table.get(_ROWS_PER_STRIP, (height,))[0], height)
+    planes = table.get(_SAMPLES, (1,))[0] if table.get(_PLANAR) == (2,) else 1
     needed = -(-width // across) * -(-height // down) * planes
+    offsets, counts = (table[tag][:needed] for tag in (_TILES if tiled else _STRIPS))
     if min(len(offsets), len(counts)) < needed:
         _cut("TIFF", "strips of it are missing")
-    if any(offset + count > size for offset, count in zip(offsets[:needed], counts[:needed], strict=True)):
+    if any(offset + count > len(data) for offset, count in zip(offsets, counts, strict=True)):
         _cut("TIFF")
-    bits = sum(tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,)))
-    plain = tags.get(TiffImagePlugin.COMPRESSION, 1) == 1 and tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) != 6
-    if plain and not tiled and sum(counts[:needed]) < height * -(-width * bits // 8):
-        _cut("TIFF", "rows of it are missing")
+    # Plain rows can be counted; YCbCr (6) has fewer samples than pixels.
+    if not tiled and table.get(_COMPRESSION, (1,)) == (1,) and table.get(_PHOTOMETRIC) != (6,):
+        bits = sum(table.get(_BITS, (1,))) // planes
+        if sum(counts) < planes * height * -(-width * bits // 8):
+            _cut("TIFF", "rows of it are missing")
 
 
 CHECKS: dict[Format, Callable[[bytes, Judge], int]] = {

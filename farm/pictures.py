@@ -51,7 +51,7 @@ _STRANGERS = (
     ("PostScript", re.compile(rb"%!PS|\xc5\xd0\xd3\xc6")),
     ("a Photoshop document", re.compile(rb"8BPS")),
     ("a BMP", re.compile(rb"BM.{4}\0{4}", re.DOTALL)),
-    ("an icon", re.compile(rb"\0\0[\1\2]\0")),
+    ("an icon", re.compile(rb"\x00\x00\x01\x00")),
     ("a JPEG 2000", re.compile(rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51")),
     ("a JPEG XL", re.compile(rb"\xff\x0a|\0\0\0\x0cJXL ")),
     ("a HEIC", re.compile(rb"....ftyp(?:hei|hev|mif1|msf1)", re.DOTALL)),
