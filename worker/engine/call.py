@@ -61,5 +61,9 @@ class Call:
         return (self.cross_attention_kwargs or {}).get("scale")
 
     @property
+    def ip_adapter_masks(self) -> tuple[torch.Tensor, ...]:
+        return tuple((self.cross_attention_kwargs or {}).get("ip_adapter_masks") or ())
+
+    @property
     def uses_ip_adapter(self) -> bool:
         return self.ip_adapter_image is not None or self.ip_adapter_image_embeds is not None

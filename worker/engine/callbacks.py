@@ -80,7 +80,7 @@ class IPAdapterScaleCutoffCallback(PipelineCallback):
 
     def callback_fn(self, pipeline: Any, step: int, timestep: torch.Tensor, tensors: dict[str, Any]) -> dict[str, Any]:
         if self.is_cutoff(pipeline, step):
-            pipeline.set_ip_adapter_scale(0.0)
+            pipeline.set_ip_adapter_scale([0.0] * len(pipeline.unet.ip_adapters))
         return tensors
 
 

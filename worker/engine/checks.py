@@ -122,10 +122,16 @@ def check_cross_attention(call: Call) -> None:
     if kwargs is None:
         return
     require(isinstance(kwargs, dict), "cross_attention_kwargs", f"has to be a dict, not {type(kwargs).__name__}")
-    unknown = sorted(kwargs.keys() - {"scale"})
-    require(not unknown, "cross_attention_kwargs", f"takes only `scale` (of the LoRAs), not {', '.join(unknown)}")
+    unknown = sorted(map(str, kwargs.keys() - {"scale", "ip_adapter_masks"}))
+    rule = f"takes `scale` (of the LoRAs) and `ip_adapter_masks`, not {', '.join(unknown)}"
+    require(not unknown, "cross_attention_kwargs", rule)
     fits = kwargs.get("scale") is None or is_finite(kwargs["scale"])
     require(fits, "cross_attention_kwargs", "has to hold a finite number as `scale`")
+    masks = kwargs.get("ip_adapter_masks")
+    if masks is not None:
+        fits = isinstance(masks, list | tuple) and all(isinstance(m, torch.Tensor) and m.ndim == 4 for m in masks)
+        rule = "has to hold as `ip_adapter_masks` a list of tensors (1, pictures, height, width)"
+        require(fits, "cross_attention_kwargs", rule)
 
 
 def check_pictures(call: Call) -> None:

@@ -19,9 +19,13 @@ Key = tuple[Any, ...]
 
 
 def group_key(request: Request) -> Key:
-    """Requests of one key can share a forward: the shapes and dtypes of a row are the same."""
+    """Requests of one key can share a forward: the shapes and dtypes of a row are the same.
+
+    One with masks for its image prompts keeps to itself, since the UNet takes one set of them a forward.
+    """
     rows = (request.latents, request.prompt_embeds, request.timestep_cond, *request.ip_hidden_states)
-    return tuple(None if row is None else (row.shape[1:], row.dtype, row.device) for row in rows)
+    alike = tuple(None if row is None else (row.shape[1:], row.dtype, row.device) for row in rows)
+    return (*alike, id(request) if request.ip_adapter_masks else None)
 
 
 def twice(request: Request, tensor: torch.Tensor) -> torch.Tensor:
@@ -58,6 +62,7 @@ def predict(unet: UNet, requests: Sequence[Request], in_channels: int) -> list[t
         encoder_hidden_states=torch.cat([halves(r, r.prompt_embeds, r.negative_prompt_embeds) for r in requests]),
         timestep_cond=condition,
         ip_hidden_states=images or None,
+        ip_adapter_masks=requests[0].ip_adapter_masks or None,
     )
     parts = output.split([len(sample) for sample in samples])
     return [_guided(request, part) for request, part in zip(requests, parts, strict=True)]

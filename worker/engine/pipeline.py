@@ -22,6 +22,7 @@ from worker.engine.denoise import denoise_step
 from worker.engine.errors import InvalidParameter, NonFiniteOutput
 from worker.engine.guidance import guidance_scale_embedding, is_guided
 from worker.engine.image_processor import Pictures
+from worker.engine.image_prompts import prompt_tokens
 from worker.engine.latents import repeat_rows
 from worker.engine.noise import Generators, skip_sample
 from worker.engine.pipeline_files import PipelineFiles
@@ -146,7 +147,8 @@ class StableDiffusionInpaintPipeline(PipelineFiles):
             negative half first under guidance.
         output_type: "pil", "np", "pt" or "latent".
         return_dict: False gives a plain tuple.
-        cross_attention_kwargs: `{"scale": s}` scales the LoRAs in this call.
+        cross_attention_kwargs: `scale` scales the LoRAs in this call, `ip_adapter_masks` (for each IP-Adapter
+            ``[1, pictures, H, W]``) says where its pictures have a say.
         clip_skip: how many of CLIP's last layers to leave out.
         callback_on_step_end: see `callbacks`; callback: ``(step, timestep, latents)`` every `callback_steps` steps.
 
@@ -229,6 +231,7 @@ class StableDiffusionInpaintPipeline(PipelineFiles):
             lora_scale=call.lora_scale,
             clip_skip=call.clip_skip,
         )
+        images, no_images = prompt_tokens(call, self.unet, self.image_encoder, self.feature_extractor, guided)
         custom = call.timesteps is not None or call.sigmas is not None
         state = self.scheduler.start(
             None if custom else call.num_inference_steps,
@@ -262,6 +265,9 @@ class StableDiffusionInpaintPipeline(PipelineFiles):
             eta=call.eta,
             lora_scale=call.lora_scale,
             timestep_cond=self._timestep_cond(call, grid.latents),
+            ip_hidden_states=images,
+            negative_ip_hidden_states=no_images,
+            ip_adapter_masks=call.ip_adapter_masks,
             pixels=canvas.image.to(device=device, dtype=positive.dtype) if conditioned else None,
             pixel_mask=canvas.mask.to(device=device, dtype=positive.dtype) if conditioned else None,
             overlay=overlay_of(call, canvas),
@@ -354,7 +360,7 @@ class StableDiffusionInpaintPipeline(PipelineFiles):
             latent_channels=self.vae.config.latent_channels,
             cross_attention_dim=self.unet.config.cross_attention_dim,
             text_layers=None if self.text_encoder is None else self.text_encoder.config.num_hidden_layers,
-            ip_adapters=0,
+            ip_adapters=len(self.unet.ip_adapters),
             guided=guided,
         )
 

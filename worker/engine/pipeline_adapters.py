@@ -11,14 +11,14 @@ from torch import Tensor
 
 from worker.engine import textual_inversion
 from worker.engine.attention_settings import AttentionSettings
-from worker.engine.components import PipelineComponents
 from worker.engine.errors import InvalidParameter
 from worker.engine.loading_options import require_known
 from worker.engine.lora import LoraAdapters
+from worker.engine.pipeline_image_prompts import PipelineImagePrompts
 from worker.engine.textual_inversion import Source
 
 
-class PipelineAdapters(PipelineComponents):
+class PipelineAdapters(PipelineImagePrompts):
     _lora: LoraAdapters | None = None
     _lora_models: tuple[Any, ...] = ()
     save_lora_weights: ClassVar = staticmethod(LoraAdapters.save_lora_weights)

@@ -64,8 +64,10 @@ class Request:
     timestep_cond: torch.Tensor | None = None
     """``[N, time_cond_proj_dim]``: the guidance scale as an input, for distilled UNets."""
     ip_hidden_states: tuple[torch.Tensor, ...] = ()
-    """One ``[N, tokens, D]`` an IP-Adapter, projected."""
+    """One ``[N, pictures, tokens, D]`` an IP-Adapter, projected."""
     negative_ip_hidden_states: tuple[torch.Tensor, ...] = ()
+    ip_adapter_masks: tuple[torch.Tensor, ...] = ()
+    """One ``[1, pictures, H, W]`` an IP-Adapter: where each of its pictures has a say. Empty: everywhere."""
     pixels: torch.Tensor | None = None
     """``[N, 3, H, W]`` in −1..1, where the decoder is conditioned on the picture (AsymmetricAutoencoderKL)."""
     pixel_mask: torch.Tensor | None = None
@@ -158,7 +160,7 @@ TENSORS = (
     "pixels",
     "pixel_mask",
 )
-SEQUENCES = ("ip_hidden_states", "negative_ip_hidden_states")
+SEQUENCES = ("ip_hidden_states", "negative_ip_hidden_states", "ip_adapter_masks")
 SCALARS = ("guidance_scale", "eta", "lora_scale", "output_type")
 
 
