@@ -7,11 +7,13 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
+from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
 from worker.engine import checkpoints
 from worker.engine.errors import CheckpointInvalid, UnsafeWeightsFormat
+from worker.engine.unet import UNet2DConditionModel
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -317,6 +319,15 @@ def test_configurations_we_do_not_run_name_their_key(copy, component, key, value
 def test_a_key_nobody_knows_is_harmless_if_it_is_off(copy):
     edit(copy / "unet" / "config.json", some_new_option=None, another=False)
     assert "another" not in checkpoints.load_component(copy, "unet").config
+
+
+def test_a_model_saved_from_its_moving_average(tiny_checkpoint, tmp_path):
+    theirs = diffusers.UNet2DConditionModel.from_pretrained(tiny_checkpoint(), subfolder="unet")
+    average = EMAModel(theirs.parameters(), model_cls=type(theirs), model_config=theirs.config, use_ema_warmup=True)
+    average.save_pretrained(tmp_path)
+    unet = checkpoints.load_model(UNet2DConditionModel, tmp_path)
+    assert unet.config.use_ema_warmup is True
+    assert all(torch.equal(t, theirs.state_dict()[name]) for name, t in unet.state_dict().items())
 
 
 @pytest.mark.parametrize("content", ["", "[1]", "{", "\ud800"])

@@ -13,6 +13,11 @@ from typing import Any
 
 from worker.engine.errors import CheckpointInvalid
 
+# What diffusers' EMAModel writes beside the model it saves: how the average was taken, nothing about the model.
+_EMA_NOTES = frozenset(
+    {"decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup"}
+)
+
 
 @dataclass(frozen=True)
 class Field:
@@ -62,14 +67,14 @@ class Config(Mapping[str, Any]):
 
 
 def read(model: str, fields: Mapping[str, Field], given: Mapping[str, Any]) -> Config:
-    """Check `given` against `fields` and fill in defaults; keys that begin with `_` are kept as they are.
+    """Check `given` against `fields` and fill in defaults; keys that begin with `_`, and notes, are kept.
 
     Raises `CheckpointInvalid` naming the first key that is unknown or has an unsupported value. An unknown key set to
     null or false asks for nothing and is dropped.
     """
     entries = {key: field.default for key, field in fields.items()}
     for key, value in given.items():
-        if key.startswith("_"):
+        if key.startswith("_") or key in _EMA_NOTES:
             entries[key] = value
         elif field := fields.get(key):
             value = _freeze(value)
