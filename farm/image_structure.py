@@ -257,9 +257,11 @@ def tiff(data: bytes, judge: Judge) -> int:
         table = _tiff_table(data)
         width, height = table[_WIDTH][0], table[_HEIGHT][0]
         judge(width, height)
+        if table.get(_SAMPLES, (1,))[0] > TiffImagePlugin.MAX_SAMPLESPERPIXEL:
+            _unsupported("The TIFF file has too many channels")
         _check_strips(data, table, width, height)
         return table.get(_BITS, (1,))[0]
-    except (struct.error, LookupError, ZeroDivisionError):
+    except (struct.error, LookupError, ArithmeticError):  # offsets may be absurd, sizes 0
         _cut("TIFF", "its table of contents is broken")
 
 

@@ -383,6 +383,7 @@ DAMAGED = {
     "AVIF with a cut data box": saved(drawn("RGBA"), "AVIF")[:-5],
     "TIFF of a signature": b"II*\0\x08\0\0\0",
     "TIFF whose table lies outside": b"II*\0\xff\xff\xff\0" + b"\0" * 100,
+    "big TIFF whose table lies beyond all memory": b"II+\0\x08\0\0\0" + b"\xff" * 8 + b"\0" * 100,
     "TIFF with an empty table": b"II*\0\x08\0\0\0" + b"\0" * 100,
 }
 
@@ -398,6 +399,13 @@ def test_a_tiff_with_fewer_strips_than_rows():
     place = whole.index(struct.pack("<HHI", 279, 4, 1)) + 8  # the length of the only strip
     with pytest.raises(ImageTruncated, match="rows of it are missing"):
         probe(whole[:place] + struct.pack("<I", 100) + whole[place + 4 :])
+
+
+def test_a_tiff_of_many_channels():
+    whole = saved(drawn(), "TIFF")
+    place = whole.index(struct.pack("<HHI", 277, 3, 1)) + 8  # SamplesPerPixel
+    with pytest.raises(UnsupportedImageFormat, match="too many channels"):
+        probe(whole[:place] + struct.pack("<H", 99) + whole[place + 2 :])
 
 
 def test_hostile_numbers_of_parts_end_soon():
