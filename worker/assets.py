@@ -12,7 +12,7 @@ from typing import Any
 from farm import metrics
 from farm.errors import InputNotFound, LoraHashMismatch, LoraNotFound
 from farm.storage import ObjectStore, Progress
-from farm.weights import read_header, refuse_pickle
+from farm.weights import refuse_pickle
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,6 @@ class Assets:
         data = self._store.get(key[0], max_bytes=self._max_file_bytes, etag=key[1], progress=progress).data
         digest = sha256(data).hexdigest()
         _check_pin(key[0], digest, pinned)
-        read_header(data)  # a hostile header is refused before anything is allocated for it
         asset = Asset(digest, read(data), len(data), "ram")
         with self._lock:
             self._held[key] = asset

@@ -24,6 +24,7 @@ from farm import metrics
 from farm.config import Settings
 from farm.errors import FeatureUnavailable, Misconfigured, NsfwContent
 from farm.schemas import InpaintJob
+from farm.weights import read_header
 from worker.engine import StableDiffusionInpaintPipeline
 from worker.engine.lora import LoraMerger, read_lora
 from worker.engine.textual_inversion import read_embedding
@@ -58,6 +59,7 @@ class WarmRenderer:
 
     def read_lora(self, data: bytes) -> Any:
         """A LoRA's file matched to this model; LoraInvalid and its kinds. Called beside a render, not within."""
+        read_header(data)  # a hostile header is refused before anything is allocated for it
         return read_lora(data, self._merger.table)
 
     def read_embedding(self, data: bytes) -> Any:
@@ -149,11 +151,11 @@ class WarmRenderer:
         mark()
         while not state.done:
             (state,) = pipe.denoise_step([state])
-            metrics.denoise_steps.inc(job.num_images_per_prompt)
             request.on_step()
         mark()
         output = pipe.finish_request(state)
         mark()
+        metrics.denoise_steps.inc(job.num_images_per_prompt * state.num_timesteps)
         metrics.engine_busy_seconds.inc(marks[-1] - marks[0])
         if any(output.nsfw_content_detected or ()):
             raise NsfwContent("The checkpoint's safety checker flagged the picture; change the prompt or the seed.")

@@ -1,5 +1,6 @@
 """A whole farm: a real Redis, a real Celery worker with a real checkpoint, killed and misled on purpose."""
 
+import json
 import pickle
 import re
 import signal
@@ -120,6 +121,26 @@ def test_a_bad_lora_between_good_jobs_harms_nothing(desk):
         assert len(caught.value.result.error.message) > 20
         good = desk.submit(custom_id=f"after-{name}", seed=2, loras=[{"path": desk.loras[1]}]).result(timeout=60)
         assert good.outputs[0].sha256 == baseline.outputs[0].sha256
+
+
+def test_a_word_of_an_embedding_is_known_to_its_job_alone(desk, model):
+    width = json.loads((model / "checkpoint" / "text_encoder" / "config.json").read_text())["hidden_size"]
+    rows = np.random.default_rng(3).normal(size=(2, width)).astype(np.float32)
+    path = desk.put("brand.safetensors", safetensors.numpy.save({"<brand>": rows}))
+    prompt = {"prompt": "a <brand> table", "seed": 5}
+    plain = desk.submit(custom_id="no-word", **prompt).result(timeout=60)
+    taught = desk.submit(custom_id="word", **prompt, embeddings=[{"path": path}]).result(timeout=60)
+    after = desk.submit(custom_id="no-word-again", **prompt).result(timeout=60)
+    assert plain.outputs[0].sha256 == after.outputs[0].sha256 != taught.outputs[0].sha256
+    with pytest.raises(JobFailed, match="EmbeddingInvalid"):
+        desk.submit(**prompt, embeddings=[{"path": desk.loras[0]}]).result(timeout=60)
+
+
+def test_the_scheduler_of_a_job_reaches_the_pixels(desk):
+    names = ("ddim", "ddpm", "dpmpp_2m_karras", "model")
+    results = [desk.submit(custom_id=name, scheduler=name, seed=6).result(timeout=60) for name in names]
+    hashes = [result.outputs[0].sha256 for result in results]
+    assert len(set(hashes[:3])) == 3
 
 
 def test_the_metrics_tell_what_happened(desk):
