@@ -179,9 +179,9 @@ def test_loha_equals_peft(pair):
 # Several adapters, chosen, weighted, taken away.
 
 
-def two(pair: tuple[Ours, Oracle]) -> None:
-    both(pair, "load_lora_weights", samples.simple_lora(1), adapter_name="a")
-    both(pair, "load_lora_weights", samples.simple_lora(2, samples.NAMES, rank=4), adapter_name="b")
+def two(pair: tuple[Ours, Oracle], names: tuple[str, ...] = samples.NAMES) -> None:
+    both(pair, "load_lora_weights", samples.simple_lora(1, names), adapter_name="a")
+    both(pair, "load_lora_weights", samples.simple_lora(2, names, rank=4), adapter_name="b")
 
 
 def assert_same_lists(ours: Ours, oracle: Oracle) -> None:
@@ -217,7 +217,8 @@ def test_an_adapter_for_one_component_leaves_the_others_choice_alone(pair):
     ids=str,
 )
 def test_weights_mean_what_they_mean_in_diffusers(pair, weights):
-    two(pair)
+    second = ("unet.up_blocks.1.attentions.1.proj_out", "unet.up_blocks.1.resnets.1.conv2")
+    two(pair, (*samples.NAMES, *second))
     both(pair, "set_adapters", ["a", "b"], weights)
     assert_same_lists(*pair)
     assert_equal(*pair)
@@ -331,6 +332,16 @@ def test_what_is_fused_stays_when_the_adapters_are_unloaded(pair):
     both(pair, "unload_lora_weights")
     assert_equal(*pair)
     both(pair, "unfuse_lora")
+    assert_equal(*pair)
+
+
+def test_what_is_fused_stays_when_the_adapter_is_deleted(pair):
+    two(pair)
+    both(pair, "set_adapters", ["a", "b"])
+    both(pair, "fuse_lora", adapter_names=["b"], lora_scale=0.6)
+    both(pair, "delete_adapters", ["a", "b"])
+    assert_same_lists(*pair)
+    assert not pair[0].is_base()
     assert_equal(*pair)
 
 

@@ -224,7 +224,7 @@ def test_a_failure_in_the_middle_of_a_swap_leaves_the_set_before_it(dtype):
 
 def test_weights_that_could_not_even_be_taken_back_are_written_at_the_next_swap(monkeypatch):
     bench = Bench()
-    bench.merger.set_adapters([(bench.lora(1), 1.0, 1.0)])
+    bench.merger.set_adapters([(bench.lora(1, names=(samples.TEXT_OUT,)), 1.0, 1.0)])
     write, calls = LoraMerger._write, []
 
     def failing(self, name, terms):

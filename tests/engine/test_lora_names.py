@@ -73,6 +73,24 @@ def test_ldm_names_are_those_diffusers_converts_checkpoints_by(table):
     assert {path: int(t) for path, t in found.items()} == {path: int(t) for path, t in numbers.items()}
 
 
+@pytest.mark.parametrize(
+    ("ldm", "path"),
+    [
+        ("input_blocks_0_0", "conv_in"),
+        ("input_blocks_3_0_op", "down_blocks.0.downsamplers.0.conv"),
+        ("input_blocks_11_0_emb_layers_1", "down_blocks.3.resnets.1.time_emb_proj"),
+        ("middle_block_1_proj_in", "mid_block.attentions.0.proj_in"),
+        ("output_blocks_2_1_conv", "up_blocks.0.upsamplers.0.conv"),
+        ("output_blocks_5_2_conv", "up_blocks.1.upsamplers.0.conv"),
+        ("output_blocks_11_0_skip_connection", "up_blocks.3.resnets.2.conv_shortcut"),
+        ("time_embed_2", "time_embedding.linear_2"),
+        ("out_2", "conv_out"),
+    ],
+)
+def test_ldm_names_of_the_published_checkpoint(table, ldm, path):
+    assert table.stems[f"lora_unet_{ldm}"] == f"unet.{path}"
+
+
 def test_kohyas_spelling_of_ldm_names_resolves_for_every_target(table):
     unet = [t for t in table.targets.values() if t.component == "unet"]
     for path, ldm in ldm_paths(t.path for t in unet).items():
