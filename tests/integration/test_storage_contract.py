@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from farm.errors import (
-    FarmError,
     InputChanged,
     InputNotFound,
     InvalidName,
@@ -387,12 +386,6 @@ def test_a_store_opened_by_its_url(at, s3_server, moto_server):
     assert store.scheme == at.url.split(":")[0]
     for secret in ("FARMKEY", "FARMSECRET"):
         assert secret not in repr(store)
-
-
-def test_every_error_is_the_farms(at):
-    assert issubclass(ObjectExists, FarmError)
-    with pytest.raises(FarmError):
-        at.store.get(f"{at.url}/none", max_bytes=1)
 
 
 @pytest.mark.parametrize("url", ["http://host/bucket", "relative/folder", "file://host/folder", ""])
