@@ -136,7 +136,7 @@ def _watch(handles: Sequence[JobHandle], farm: EmbeddedFarm, console: Console) -
                     del waiting[index]
             progress.update(bar, completed=len(done))
             if farm.worker and farm.worker.exit_code is not None:
-                raise WorkerCrashed(f"The worker ended with {farm.worker.exit_code}:\n{farm.worker.last_words()}")
+                raise WorkerCrashed(f"The worker ended with {farm.worker.exit_code}:\n{farm.worker.tail()}")
             time.sleep(0.1)
     yield from (done[index] for index in sorted(done))
 

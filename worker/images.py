@@ -17,6 +17,7 @@ from math import log
 from PIL import Image, ImageChops, ImageFilter, ImageOps
 
 from farm.errors import ImageTruncated, InvalidParameter, MaskEmpty, MaskSizeMismatch
+from farm.image_structure import open_picture
 from farm.pictures import probe
 from farm.schemas import Receipt
 
@@ -80,7 +81,7 @@ def decode_image(data: bytes, *, max_pixels: int) -> Image.Image:
 def _open(data: bytes, what: str, max_pixels: int) -> Image.Image:
     info = probe(data, max_pixels=max_pixels)
     try:
-        picture = Image.open(BytesIO(data), formats=[info.format])
+        picture = open_picture(data, info.format)
         picture.load()
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise ImageTruncated(

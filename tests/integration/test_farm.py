@@ -187,8 +187,8 @@ def test_kill_9_in_the_middle_of_a_job_loses_nothing(fragile):
 def test_sigterm_finishes_the_job_in_hand(fragile):
     handle = fragile.submit(num_inference_steps=40)
     running(handle)
-    fragile.farm.worker._child.send_signal(signal.SIGTERM)
-    assert fragile.farm.worker._child.wait(60) == 0
+    fragile.farm.worker.popen.send_signal(signal.SIGTERM)
+    assert fragile.farm.worker.popen.wait(60) == 0
     assert handle.peek().status is JobState.SUCCEEDED
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from producer.process import Process, free_port, listening
 from tests.servers import ceph, s3
-from tests.servers.process import Process, free_port, listening
 from tests.servers.redis import RedisServer, server_binary
 
 
@@ -62,7 +62,7 @@ def test_a_server_dies_with_who_started_it(tmp_path):
     code = f"""
 import os, signal, sys
 from pathlib import Path
-from tests.servers.process import Process, listening
+from producer.process import Process, listening
 command = [sys.executable, "-m", "http.server", "{port}", "--bind", "127.0.0.1"]
 Process(command, Path({str(tmp_path / "log")!r})).wait_until(lambda: listening({port}), 20)
 os.kill(os.getpid(), signal.SIGKILL)

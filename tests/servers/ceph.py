@@ -16,7 +16,7 @@ import sys
 import uuid
 from pathlib import Path
 
-from tests.servers.process import Process, free_port, listening
+from producer.process import Process, free_port, listening
 
 BINARIES = ("ceph-authtool", "ceph-mon", "ceph-osd", "monmaptool", "osdmaptool", "radosgw", "radosgw-admin")
 ACCESS_KEY, SECRET_KEY = "FARMKEY", "FARMSECRET"

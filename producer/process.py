@@ -1,4 +1,4 @@
-"""A child process that does not outlive the tests, and what its log says when it fails."""
+"""A child process that does not outlive its parent, and what its log says when it fails."""
 
 from __future__ import annotations
 
@@ -6,23 +6,25 @@ import ctypes
 import signal
 import socket
 import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None, use_errno=True)
+_libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 
 def _die_with_parent() -> None:
     """Runs in the child before exec: the kernel kills it when the thread that started it ends, however that ends."""
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if _libc is not None:
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class Process:
-    """One server process; its output goes to `log`."""
+    """One child; its output goes to `log`. `env` is its whole environment, the parent's where None."""
 
-    def __init__(self, command: list[str], log: Path, env: dict[str, str] | None = None):
+    def __init__(self, command: list[str], log: Path, env: Mapping[str, str] | None = None):
         self.command, self.log = command, log
         with log.open("ab") as out:
             self.popen = subprocess.Popen(
@@ -31,7 +33,7 @@ class Process:
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 env=env,
-                start_new_session=True,  # Ctrl-C in the terminal must not reach it before its stop
+                start_new_session=True,  # Ctrl-C reaches only the parent, who stops it in good order
                 preexec_fn=_die_with_parent,
             )
 
@@ -39,12 +41,16 @@ class Process:
     def pid(self) -> int:
         return self.popen.pid
 
+    @property
+    def exit_code(self) -> int | None:
+        return self.popen.poll()
+
     def wait_until(self, ready: Callable[[], bool], seconds: float, every: float = 0.05) -> None:
         """Returns when `ready()`; RuntimeError with the end of the log when the process dies or time runs out."""
         end = time.monotonic() + seconds
         while not ready():
-            if self.popen.poll() is not None:
-                raise RuntimeError(f"{self.command[0]} ended with {self.popen.returncode}:\n{self.tail()}")
+            if self.exit_code is not None:
+                raise RuntimeError(f"{self.command[0]} ended with {self.exit_code}:\n{self.tail()}")
             if time.monotonic() > end:
                 raise RuntimeError(f"{self.command[0]} was not ready after {seconds:g} s:\n{self.tail()}")
             time.sleep(every)
@@ -52,18 +58,20 @@ class Process:
     def tail(self, size: int = 3000) -> str:
         return self.log.read_bytes()[-size:].decode(errors="replace") if self.log.exists() else "(no log)"
 
-    def stop(self, grace: float = 5.0) -> None:
-        """SIGTERM, then SIGKILL after `grace` seconds. A stopped (SIGSTOP) process is continued first."""
-        if self.popen.poll() is None:
+    def stop(self, grace: float = 5.0) -> int:
+        """SIGTERM, then SIGKILL after `grace` seconds; the exit code. A stopped process is continued first."""
+        if self.exit_code is None:
             self.popen.send_signal(signal.SIGCONT)
             self.popen.terminate()
             try:
                 self.popen.wait(grace)
             except subprocess.TimeoutExpired:
                 self.kill()
+        return self.popen.returncode
 
     def kill(self) -> None:
-        if self.popen.poll() is None:
+        """SIGKILL, as the kernel's out-of-memory killer sends it."""
+        if self.exit_code is None:
             self.popen.kill()
         self.popen.wait()
 
@@ -71,8 +79,7 @@ class Process:
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+        return int(probe.getsockname()[1])
 
 
 def listening(port: int) -> bool:
