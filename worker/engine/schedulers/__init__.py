@@ -8,9 +8,42 @@ from worker.engine.errors import InvalidParameter
 from worker.engine.schedulers.base import Scheduler, StepOutput
 from worker.engine.schedulers.config import SchedulerConfig, read_config
 from worker.engine.schedulers.ddim import DDIMScheduler
+from worker.engine.schedulers.ddpm import DDPMScheduler
+from worker.engine.schedulers.deis import DEISMultistepScheduler
+from worker.engine.schedulers.dpmsolver_multistep import DPMSolverMultistepScheduler
+from worker.engine.schedulers.dpmsolver_sde import DPMSolverSDEScheduler
+from worker.engine.schedulers.dpmsolver_singlestep import DPMSolverSinglestepScheduler
+from worker.engine.schedulers.euler import EulerDiscreteScheduler
+from worker.engine.schedulers.euler_ancestral import EulerAncestralDiscreteScheduler
+from worker.engine.schedulers.heun import HeunDiscreteScheduler
+from worker.engine.schedulers.kdpm2 import KDPM2DiscreteScheduler
+from worker.engine.schedulers.kdpm2_ancestral import KDPM2AncestralDiscreteScheduler
+from worker.engine.schedulers.lcm import LCMScheduler
+from worker.engine.schedulers.lms import LMSDiscreteScheduler
+from worker.engine.schedulers.pndm import PNDMScheduler
 from worker.engine.schedulers.state import SchedulerState
+from worker.engine.schedulers.unipc import UniPCMultistepScheduler
 
-SCHEDULERS: Mapping[str, type[Scheduler]] = {cls.__name__: cls for cls in (DDIMScheduler,)}
+SCHEDULERS: Mapping[str, type[Scheduler]] = {
+    cls.__name__: cls
+    for cls in (
+        DDIMScheduler,
+        DDPMScheduler,
+        DEISMultistepScheduler,
+        DPMSolverMultistepScheduler,
+        DPMSolverSDEScheduler,
+        DPMSolverSinglestepScheduler,
+        EulerDiscreteScheduler,
+        EulerAncestralDiscreteScheduler,
+        HeunDiscreteScheduler,
+        KDPM2DiscreteScheduler,
+        KDPM2AncestralDiscreteScheduler,
+        LCMScheduler,
+        LMSDiscreteScheduler,
+        PNDMScheduler,
+        UniPCMultistepScheduler,
+    )
+}
 
 
 def scheduler_class(name: str) -> type[Scheduler]:
@@ -34,10 +67,24 @@ def from_config(config: Mapping[str, Any] | str | Path, **overrides: Any) -> Sch
 __all__ = [
     "SCHEDULERS",
     "DDIMScheduler",
+    "DDPMScheduler",
+    "DEISMultistepScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSDEScheduler",
+    "DPMSolverSinglestepScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "LCMScheduler",
+    "LMSDiscreteScheduler",
+    "PNDMScheduler",
     "Scheduler",
     "SchedulerConfig",
     "SchedulerState",
     "StepOutput",
+    "UniPCMultistepScheduler",
     "from_config",
     "scheduler_class",
 ]

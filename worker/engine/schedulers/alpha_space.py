@@ -72,6 +72,3 @@ class AlphaSpaceScheduler(Scheduler):
         # In the sample's own precision, root included, as diffusers has it.
         bar = self.alphas_cumprod.to(original.dtype)[at].to(original.device)
         return bar**0.5 * original + (1 - bar) ** 0.5 * noise
-
-    def _bar(self, timestep: int) -> torch.Tensor:
-        return self.alphas_cumprod[timestep]
