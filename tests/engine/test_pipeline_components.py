@@ -9,7 +9,7 @@ import diffusers
 import pytest
 import torch
 
-from tests.engine import tiny_checkpoints
+from tests.engine import ldm_files, tiny_checkpoints
 from tests.engine.comparison import assert_parity, assert_same_pictures, generator, run
 from tests.engine.pictures import hole, picture
 from worker.engine import StableDiffusionInpaintPipeline, schedulers
@@ -221,3 +221,20 @@ def test_the_progress_bar_counts_steps(capsys: pytest.CaptureFixture[str]) -> No
     assert list(pipe.progress_bar([1, 2])) == [1, 2]
     with pytest.raises(InvalidParameter):
         pipe.progress_bar()
+
+
+@pytest.mark.parametrize("kind", ["inpaint", "plain"])
+def test_an_original_single_file(kind: str, tmp_path: Path) -> None:
+    source = tiny_checkpoints.folder(kind)
+    path = tmp_path / "model.safetensors"
+    ldm_files.write(source, path)
+    pipe = StableDiffusionInpaintPipeline.from_single_file(path, config=source, local_files_only=True)
+    pipe.set_progress_bar_config(disable=True)
+    assert_parity(kind, ours=pipe)
+    parts = {"tokenizer": pipe.tokenizer, "scheduler": pipe.scheduler, "safety_checker": None}
+    half = StableDiffusionInpaintPipeline.from_single_file(path, config=source, torch_dtype=torch.bfloat16, **parts)
+    assert half.unet.dtype == torch.bfloat16
+    assert half.scheduler == pipe.scheduler
+    for options, error in (({}, InvalidParameter), ({"config": source, "original_config": "x"}, InvalidParameter)):
+        with pytest.raises(error, match=r"config"):
+            StableDiffusionInpaintPipeline.from_single_file(path, **options)

@@ -6,12 +6,9 @@
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 
 from worker.engine import prompts
 from worker.engine.call import Call
@@ -19,39 +16,15 @@ from worker.engine.callbacks import StepEnd, changed, view, wanted_tensors, with
 from worker.engine.checks import Limits, check, is_int, require
 from worker.engine.components import default_sample_size, require_scheduler
 from worker.engine.denoise import denoise_step
-from worker.engine.errors import InvalidParameter, NonFiniteOutput
 from worker.engine.guidance import guidance_scale_embedding, is_guided
 from worker.engine.image_processor import Pictures
 from worker.engine.image_prompts import prompt_tokens
-from worker.engine.latents import repeat_rows
-from worker.engine.noise import Generators, skip_sample
+from worker.engine.noise import Generators
+from worker.engine.output import StableDiffusionPipelineOutput, decode, require_finite
 from worker.engine.pipeline_files import PipelineFiles
 from worker.engine.prepare import overlay_of, prepare_grid, read_canvas
 from worker.engine.request import Request
 from worker.engine.vae_asymmetric import AsymmetricAutoencoderKL
-
-
-@dataclass
-class StableDiffusionPipelineOutput:
-    """`images`: a list of PIL images, or an array ``[N, H, W, 3]``, a tensor ``[N, 3, H, W]`` (both 0..1), or latents.
-
-    `nsfw_content_detected`: one bool a picture, None without a safety checker or for latents. Also reads as a tuple
-    (``output[0]``) and as a mapping (``output["images"]``), whose missing entries are those that are None.
-    """
-
-    images: list[Image.Image] | np.ndarray | torch.Tensor
-    nsfw_content_detected: list[bool] | None = None
-
-    def to_tuple(self) -> tuple[Any, ...]:
-        return tuple(value for value in (self.images, self.nsfw_content_detected) if value is not None)
-
-    def __getitem__(self, key: int | slice | str) -> Any:
-        return (
-            {f.name: getattr(self, f.name) for f in fields(self)}[key] if isinstance(key, str) else self.to_tuple()[key]
-        )
-
-    def __len__(self) -> int:
-        return len(self.to_tuple())
 
 
 class StableDiffusionInpaintPipeline(PipelineFiles):
@@ -254,7 +227,7 @@ class StableDiffusionInpaintPipeline(PipelineFiles):
             dtype=positive.dtype,
             keep_masked=keep_masked_image_latents or not plain,
         )
-        conditioned = self._decoder_is_conditioned()
+        conditioned = isinstance(self.vae, AsymmetricAutoencoderKL)
         return Request(
             scheduler=self.scheduler,
             state=state,
@@ -285,15 +258,9 @@ class StableDiffusionInpaintPipeline(PipelineFiles):
     @torch.no_grad()
     def finish_request(self, request: Request) -> StableDiffusionPipelineOutput:
         """Decode, judge and hand out. Raises NonFiniteOutput when there is a NaN or Inf in latents or picture."""
-        latents = request.latents
-        if not torch.isfinite(latents).all():
-            raise NonFiniteOutput("the latents hold NaN or Inf: try float32 or bfloat16, or another scheduler")
         if request.output_type == "latent":
-            return StableDiffusionPipelineOutput(latents)
-        decoded = self._decode(request)
-        if not torch.isfinite(decoded).all():
-            raise NonFiniteOutput("the VAE made NaN or Inf: try it in float32 or bfloat16")
-        decoded, flags = self.run_safety_checker(decoded, request.prompt_embeds.dtype)
+            return StableDiffusionPipelineOutput(require_finite(request.latents, "the UNet's latents hold"))
+        decoded, flags = self.run_safety_checker(decode(self.vae, request), request.prompt_embeds.dtype)
         whole = None if flags is None else [not flag for flag in flags]
         images = self.image_processor.postprocess(decoded, request.output_type, do_denormalize=whole)
         if (over := request.overlay) is not None:
@@ -370,20 +337,3 @@ class StableDiffusionInpaintPipeline(PipelineFiles):
             return None
         scales = torch.tensor(call.guidance_scale - 1).repeat(call.rows)
         return self.get_guidance_scale_embedding(scales, embedding_dim=width).to(latents.device, latents.dtype)
-
-    def _decoder_is_conditioned(self) -> bool:
-        return isinstance(self.vae, AsymmetricAutoencoderKL)
-
-    def _decode(self, request: Request) -> torch.Tensor:
-        """``[N, 3, H, W]`` in about −1..1."""
-        scaled = request.latents / self.vae.config.scaling_factor
-        if request.pixels is None:
-            return self.vae.decode(scaled)
-        pixels, mask = request.pixels, request.pixel_mask
-        if pixels.shape[-2:] != mask.shape[-2:]:
-            raise InvalidParameter("image", "has to be a picture, not latents, for a VAE whose decoder looks at it")
-        skip_sample(len(pixels), scaled.shape[1:], request.generator, pixels.device, pixels.dtype)
-        rows = len(scaled)
-        return self.vae.decode(
-            scaled, image=repeat_rows(pixels, rows, "image"), mask=repeat_rows(mask, rows, "mask_image")
-        )

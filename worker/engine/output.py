@@ -1,0 +1,60 @@
+"""The way out: latents to pictures, and the object that carries them."""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from worker.engine.errors import InvalidParameter, NonFiniteOutput
+from worker.engine.latents import repeat_rows
+from worker.engine.noise import skip_sample
+from worker.engine.request import Request
+
+
+@dataclass
+class StableDiffusionPipelineOutput:
+    """`images`: a list of PIL images, or an array ``[N, H, W, 3]``, a tensor ``[N, 3, H, W]`` (both 0..1), or latents.
+
+    `nsfw_content_detected`: one bool a picture, None without a safety checker or for latents. Also reads as a tuple
+    (``output[0]``) and as a mapping (``output["images"]``), whose missing entries are those that are None.
+    """
+
+    images: list[Image.Image] | np.ndarray | torch.Tensor
+    nsfw_content_detected: list[bool] | None = None
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        return tuple(value for value in (self.images, self.nsfw_content_detected) if value is not None)
+
+    def __getitem__(self, key: int | slice | str) -> Any:
+        return (
+            {f.name: getattr(self, f.name) for f in fields(self)}[key] if isinstance(key, str) else self.to_tuple()[key]
+        )
+
+    def __len__(self) -> int:
+        return len(self.to_tuple())
+
+
+def require_finite(tensor: torch.Tensor, what: str) -> torch.Tensor:
+    if not torch.isfinite(tensor).all():
+        raise NonFiniteOutput(f"{what} NaN or Inf: try float32 or bfloat16, or another scheduler")
+    return tensor
+
+
+def decode(vae: Any, request: Request) -> torch.Tensor:
+    """The request's pictures, ``[N, 3, H, W]`` in about −1..1.
+
+    Raises NonFiniteOutput for NaN or Inf, and InvalidParameter where the decoder has to look at a picture and there are
+    only latents of it.
+    """
+    latents = require_finite(request.latents, "the UNet's latents hold") / vae.config.scaling_factor
+    if request.pixels is None:
+        return require_finite(vae.decode(latents), "the VAE's pictures hold")
+    pixels, mask, rows = request.pixels, request.pixel_mask, len(latents)
+    if pixels.shape[-2:] != mask.shape[-2:]:
+        raise InvalidParameter("image", "has to be a picture, not latents, for a VAE whose decoder looks at it")
+    # diffusers encodes the pictures once more here and makes no use of it, but for the numbers that it draws.
+    skip_sample(len(pixels), latents.shape[1:], request.generator, pixels.device, pixels.dtype)
+    seen = {"image": repeat_rows(pixels, rows, "image"), "mask": repeat_rows(mask, rows, "mask_image")}
+    return require_finite(vae.decode(latents, **seen), "the VAE's pictures hold")
