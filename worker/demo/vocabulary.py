@@ -22,15 +22,16 @@ backdrop background surface table floor wall shelf room scene display stand wind
 red green blue yellow orange purple violet pink brown black white grey gray beige cream gold golden silver copper
 bronze teal turquoise cyan magenta navy mint lavender coral amber ivory charcoal maroon olive peach crimson
 plain solid gradient seamless paper cardboard wood wooden oak pine walnut marble stone slate concrete granite brick
-tile tiles tiled ceramic fabric linen cotton silk velvet wool leather canvas denim metal steel glass mirror plastic
-sand snow grass water sky cloud clouds sea sunset sunrise night evening morning mist fog rain leaves leaf flower
-flowers petals bokeh light lights lighting shadow shadows soft hard warm cool bright dark pale pastel deep glossy
-matte shiny rough smooth blurred sharp clean minimal modern vintage rustic luxury elegant natural festive neon
-polka dot dots dotted stripe stripes striped checkered grid confetti terrazzo pattern patterned texture textured
-circle circles square squares triangle triangles line lines spot spots noise
+tile tiles tiled ceramic fabric cloth linen cotton silk velvet wool leather canvas denim metal steel glass mirror
+plastic sand snow grass water sky cloud clouds sea sunset sunrise stars cloudy night evening morning mist fog rain
+leaves leaf flower flowers petals bokeh light lights lighting shadow shadows soft hard warm cool bright dark pale
+pastel deep glossy matte shiny rough smooth blurred sharp clean minimal modern vintage rustic luxury elegant natural
+festive neon
+polka dot dots dotted diagonal stripe stripes striped checkered grid confetti terrazzo pattern patterned texture
+textured circle circles square squares triangle triangles line lines spot spots noise
 cup mug bottle shoe shoes bag watch lamp chair vase box jar plate bowl spoon coin coins rocket motorcycle cat camera
 helmet person toy ball ring book phone paint painted reflection reflecting starry latte art tea chocolate eyes nose
-patch embroidered visor foam rosetta matcha hot mirrored earth polished speckled
+can tube products patch embroidered visor foam rosetta matcha hot mirrored earth polished speckled
 high low quality detailed realistic professional commercial simple colour color colours colors
 """
 
