@@ -111,6 +111,13 @@ SAMPLING: dict[str, Callable[[], Arguments]] = {
     "one step": lambda: {"num_inference_steps": 1},
     "strength that leaves one step": lambda: {"num_inference_steps": 5, "strength": 0.2},
     "low guidance": lambda: {"guidance_scale": 1.2},
+    "numbers of numpy": lambda: {
+        "strength": np.float32(0.5),
+        "guidance_scale": np.float64(3),
+        "num_inference_steps": np.int64(6),
+        "height": np.int32(40),
+        "eta": np.float16(0.5),
+    },
     "negative guidance": lambda: {"guidance_scale": -1.0},
 }
 

@@ -8,6 +8,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from worker.engine import prompts
@@ -185,7 +186,10 @@ class StableDiffusionInpaintPipeline(PipelineFiles):
 
         `keep_masked_image_latents`: also for a UNet that does not read them. Raises InvalidParameter.
         """
-        call = Call(**arguments)
+        # numpy's numbers are numbers, too
+        call = Call(
+            **{key: value.item() if isinstance(value, np.generic) else value for key, value in arguments.items()}
+        )
         if call.height is None or call.width is None:
             call = call.sized(default_sample_size(self.unet) * self.vae_scale_factor)
         require_scheduler(self.scheduler)
@@ -240,7 +244,7 @@ class StableDiffusionInpaintPipeline(PipelineFiles):
             timestep_cond=self._timestep_cond(call, grid.latents),
             ip_hidden_states=images,
             negative_ip_hidden_states=no_images,
-            ip_adapter_masks=call.ip_adapter_masks,
+            ip_adapter_masks=tuple(mask.to(device) for mask in call.ip_adapter_masks),
             pixels=canvas.image.to(device=device, dtype=positive.dtype) if conditioned else None,
             pixel_mask=canvas.mask.to(device=device, dtype=positive.dtype) if conditioned else None,
             overlay=overlay_of(call, canvas),

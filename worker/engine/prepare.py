@@ -47,7 +47,7 @@ def read_canvas(call: Call, image_processor, mask_processor, channels: int) -> C
         mode = "fill"
     where = {"height": call.height, "width": call.width, "resize_mode": mode, "crops_coords": box}
     image = image_processor.preprocess(call.image, **where).to(torch.float32)
-    mask = mask_processor.preprocess(call.mask_image, **where)
+    mask = mask_processor.preprocess(call.mask_image, **where).to(image.device)
     if mask.shape[1] != 1:
         raise InvalidParameter("mask_image", f"has to have one channel, not {mask.shape[1]}")
     factor = image_processor.vae_scale_factor
