@@ -14,6 +14,8 @@ from farm.errors import InputNotFound, LoraHashMismatch, LoraNotFound
 from farm.storage import ObjectStore, Progress
 from farm.weights import refuse_pickle
 
+Key = tuple[str, str, Callable[[bytes], Any]]  # address, ETag, reader
+
 
 @dataclass(frozen=True)
 class Asset:
@@ -30,7 +32,7 @@ class Assets:
 
     def __init__(self, store: ObjectStore, *, max_bytes: int, max_file_bytes: int):
         self._store, self._max_bytes, self._max_file_bytes = store, max_bytes, max_file_bytes
-        self._held: OrderedDict[tuple[str, str], Asset] = OrderedDict()
+        self._held: OrderedDict[Key, Asset] = OrderedDict()
         self._lock = threading.Lock()
 
     def get(self, path: str, read: Callable[[bytes], Any], *, pinned: str | None, progress: Progress) -> Asset:
@@ -41,28 +43,27 @@ class Assets:
         """
         refuse_pickle(path)
         try:
-            key = (path, self._store.head(path).etag)
+            key = (path, self._store.head(path).etag, read)  # one file read as two things is two assets
             asset = self._recall(key)
             if asset is None:
-                return self._fetch(key, read, pinned, progress)
+                return self._fetch(key, pinned, progress)
         except InputNotFound:
             raise LoraNotFound(f"There is no weights file at {path}; check the address.") from None
         _check_pin(path, asset.sha256, pinned)
         return asset
 
-    def _recall(self, key: tuple[str, str]) -> Asset | None:
+    def _recall(self, key: Key) -> Asset | None:
         with self._lock:
             asset = self._held.get(key)
             if asset is not None:
                 self._held.move_to_end(key)
             return asset
 
-    def _fetch(
-        self, key: tuple[str, str], read: Callable[[bytes], Any], pinned: str | None, progress: Progress
-    ) -> Asset:
-        data = self._store.get(key[0], max_bytes=self._max_file_bytes, etag=key[1], progress=progress).data
+    def _fetch(self, key: Key, pinned: str | None, progress: Progress) -> Asset:
+        path, etag, read = key
+        data = self._store.get(path, max_bytes=self._max_file_bytes, etag=etag, progress=progress).data
         digest = sha256(data).hexdigest()
-        _check_pin(key[0], digest, pinned)
+        _check_pin(path, digest, pinned)
         asset = Asset(digest, read(data), len(data), "ram")
         with self._lock:
             self._held[key] = asset

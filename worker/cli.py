@@ -10,6 +10,7 @@ import click
 import farm
 from farm.config import load_settings
 from farm.errors import FarmError, from_foreign
+from farm.ledger import Ledger, connect
 from farm.logs import set_up
 
 
@@ -38,7 +39,8 @@ def run() -> None:
     """Serve jobs until told to end (SIGTERM drains)."""
     settings = load_settings()
     set_up(settings.log_level)
-    from worker.lifecycle import serve  # torch and transformers: seconds to import, so only here
+    Ledger(connect(settings.redis_url)).ping()  # said at once, not after torch and transformers were imported
+    from worker.lifecycle import serve
 
     sys.exit(serve(settings))
 

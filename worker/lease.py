@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 from farm.errors import Canceled, QueueUnavailable
@@ -12,6 +14,7 @@ from farm.ledger import Ledger
 class Lease:
     """Beats at a quarter of the lease, but only if the progress counter moved since the last beat.
 
+    While the job waits its turn in the engine, the engine's own counter is its progress (`follow`).
     A job that hangs therefore loses its lease although its process lives. A refused beat (canceled, or somebody
     else's by now) makes `check` raise, and with it the job's next step.
     """
@@ -19,6 +22,7 @@ class Lease:
     def __init__(self, ledger: Ledger, job_id: str, owner: str, *, lease_seconds: float):
         self._ledger, self._job_id, self._owner, self._seconds = ledger, job_id, owner, lease_seconds
         self._moves = 0
+        self._others: Callable[[], int] = lambda: 0
         self._lost = threading.Event()
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._beat, name=f"lease-{job_id[:8]}", daemon=True)
@@ -27,6 +31,15 @@ class Lease:
         """Say that work went on: bytes read or written, a step made. Raises Canceled when the lease is lost."""
         self._moves += amount
         self.check()
+
+    @contextmanager
+    def follow(self, progress: Callable[[], int]) -> Iterator[None]:
+        """Within, a change of `progress()` counts as the job's own."""
+        self._others = progress
+        try:
+            yield
+        finally:
+            self._others = lambda: 0
 
     def check(self) -> None:
         if self._lost.is_set():
@@ -43,11 +56,12 @@ class Lease:
         self._thread.join()
 
     def _beat(self) -> None:
-        seen = -1
+        seen = None
         while not self._end.wait(self._seconds / 4):
-            if self._moves == seen:
+            now = (self._moves, self._others())
+            if now == seen:
                 continue
-            seen = self._moves
+            seen = now
             try:
                 if not self._ledger.beat(self._job_id, self._owner, lease_seconds=self._seconds):
                     self._lost.set()

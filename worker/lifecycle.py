@@ -23,10 +23,9 @@ log = logging.getLogger(__name__)
 def serve(settings: Settings) -> int:
     """Run one worker until it is told to end; the process' exit code.
 
-    Raises Misconfigured, QueueUnavailable, CheckpointInvalid before the first job.
+    Raises Misconfigured or CheckpointInvalid before the first job.
     """
     ledger = Ledger(connect(settings.redis_url))
-    ledger.ping()
     store = settings.open_store()
     renderer = WarmRenderer(settings)
     metrics.declare(settings.model, renderer.device)

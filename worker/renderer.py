@@ -56,6 +56,7 @@ class WarmRenderer:
         self._checkpoint_scheduler = self._pipe.scheduler
         self._merger = LoraMerger(self._pipe.unet, self._pipe.text_encoder)
         self._lock = threading.Lock()
+        self._progress = 0
 
     def read_lora(self, data: bytes) -> Any:
         """A LoRA's file matched to this model; LoraInvalid and its kinds. Called beside a render, not within."""
@@ -77,6 +78,9 @@ class WarmRenderer:
             job = InpaintJob(image="file:///warm-up", num_inference_steps=1)
             self.render(RenderRequest(job, grey, white, seed=0, on_step=lambda: None))
         log.info("warm after %.1f s", time.monotonic() - begin)
+
+    def progress(self) -> int:
+        return self._progress
 
     def render(self, request: RenderRequest) -> Rendered:
         with self._lock, torch.inference_mode():
@@ -126,6 +130,7 @@ class WarmRenderer:
         def mark() -> None:
             _synchronize(self.device)
             marks.append(time.monotonic())
+            self._progress += 1
 
         pipe.scheduler = sampler(job.scheduler, self._checkpoint_scheduler)
         # Noise comes from CPU generators, one an image, so that it is the same on every device and in every batch.
@@ -151,6 +156,7 @@ class WarmRenderer:
         mark()
         while not state.done:
             (state,) = pipe.denoise_step([state])
+            self._progress += 1
             request.on_step()
         mark()
         output = pipe.finish_request(state)

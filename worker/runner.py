@@ -71,6 +71,9 @@ class Renderer(Protocol):
 
     def read_ip_adapter(self, data: bytes) -> Any: ...
 
+    def progress(self) -> int:
+        """Grows whenever the device gets something done, for whichever job."""
+
     def render(self, request: RenderRequest) -> Rendered: ...
 
 
@@ -140,9 +143,9 @@ class Runner:
             region = images.cut(source, bucket, padding=job.padding_mask_crop, grow=job.grow_mask)
             attempt.warnings += source.warnings
         lease.moved()
-        rendered = self._renderer.render(
-            RenderRequest(job, region.image, region.mask, seed, lease.moved, loras, embeddings, ip_adapter)
-        )
+        request = RenderRequest(job, region.image, region.mask, seed, lease.moved, loras, embeddings, ip_adapter)
+        with lease.follow(self._renderer.progress):
+            rendered = self._renderer.render(request)
         attempt.timings |= rendered.timings
         attempt.lora_swap_seconds = rendered.lora_swap_seconds
         attempt.warnings += rendered.warnings

@@ -20,7 +20,10 @@ from farm.states import JobState
 from producer.client import Client
 from producer.embedded import EmbeddedFarm
 
-ENVIRONMENT = {"FARM_SIZE_BUCKETS": '["64x64"]', "FARM_LEASE_SECONDS": "2", "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {"FARM_SIZE_BUCKETS": '["64x64"]', "FARM_LEASE_SECONDS": "4", "OMP_NUM_THREADS": "1"}
+
+# One farm for the module: its tests stay in one test process.
+pytestmark = pytest.mark.xdist_group("farm")
 
 
 def png(picture: Image.Image) -> bytes:

@@ -29,8 +29,11 @@ class Painter:
     device, checkpoint_sha256 = "cpu", "0" * 64
 
     def __init__(self):
-        self.rendered = 0
+        self.rendered = self.engine_progress = 0
         self.before = lambda request: None
+
+    def progress(self):
+        return self.engine_progress
 
     def read_lora(self, data):
         return data
@@ -160,6 +163,33 @@ def test_canceled_while_it_runs_stops_at_a_step(bench):
     assert not thread.is_alive()
     assert bench.painter.rendered == 0
     assert handle.peek().status is JobState.CANCELED
+
+
+def test_a_job_that_waits_in_a_busy_engine_keeps_its_lease(bench):
+    handle = bench.submit()
+
+    def wait(request):
+        for _ in range(35):  # longer than the lease, and never a step of its own
+            time.sleep(0.1)
+            bench.painter.engine_progress += 1
+        request.on_step()
+
+    bench.painter.before = wait
+    assert bench.run(handle) is JobState.SUCCEEDED
+
+
+def test_a_job_that_hangs_loses_its_lease(bench):
+    handle = bench.submit()
+    lost = []
+
+    def hang(request):
+        time.sleep(3.5)
+        lost.append(bench.ledger.claim(handle._ref, lease_seconds=30).outcome)
+        time.sleep(1)
+
+    bench.painter.before = hang
+    bench.run(handle)
+    assert lost == ["claimed"]
 
 
 def test_cancel_after_the_end_tells_the_truth(bench):
