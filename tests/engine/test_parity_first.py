@@ -26,7 +26,7 @@ def test_pictures_equal(kind: str) -> None:
     assert_parity(kind, strength=0.8, negative_prompt="blurry", output_type="pil")
 
 
-@pytest.fixture(scope="module", params=["inpaint", "plain"])
+@pytest.fixture(params=["inpaint", "plain"])
 def with_lora(request: pytest.FixtureRequest) -> Iterator[str]:
     kind = request.param
     pipes = tiny_checkpoints.oracle(kind), tiny_checkpoints.ours(kind)
