@@ -26,6 +26,7 @@ from farm.errors import FeatureUnavailable, Misconfigured, NsfwContent
 from farm.schemas import InpaintJob
 from farm.weights import read_header
 from worker.engine import StableDiffusionInpaintPipeline
+from worker.engine.ip_adapter import read_ip_adapter
 from worker.engine.lora import LoraMerger, read_lora
 from worker.engine.textual_inversion import read_embedding
 from worker.runner import Rendered, RenderRequest
@@ -68,7 +69,13 @@ class WarmRenderer:
         return read_embedding(data)
 
     def read_ip_adapter(self, data: bytes) -> Any:
-        raise FeatureUnavailable("IP-Adapters are not served yet; leave ip_adapter out.")
+        """An IP-Adapter's two groups of tensors."""
+        if self._pipe.image_encoder is None:
+            raise FeatureUnavailable(
+                "This checkpoint has no image encoder, which an IP-Adapter needs; leave ip_adapter out, or serve a "
+                "checkpoint with the folders image_encoder and feature_extractor."
+            )
+        return read_ip_adapter(data)
 
     def warm_up(self) -> None:
         """Render a grey square at every bucket, so that the first job meets a warm device."""
@@ -113,7 +120,7 @@ class WarmRenderer:
                 pipe.load_textual_inversion(asset.weights, token=ref.token)
             if request.ip_adapter is not None:
                 ref, asset, picture = request.ip_adapter
-                pipe.load_ip_adapter(asset.weights)
+                pipe.load_ip_adapter(asset.weights, image_encoder_folder=None)
                 pipe.set_ip_adapter_scale(ref.scale)
                 arguments["ip_adapter_image"] = picture
             yield arguments
@@ -140,8 +147,9 @@ class WarmRenderer:
         state = pipe.prepare_request(
             prompt=job.prompt,
             negative_prompt=job.negative_prompt,
-            image=request.image,
-            mask_image=request.mask,
+            # One copy for each picture: each then draws from its own generator only, and is that seed's picture.
+            image=[request.image] * job.num_images_per_prompt,
+            mask_image=[request.mask] * job.num_images_per_prompt,
             width=request.image.width,
             height=request.image.height,
             strength=job.strength,

@@ -16,7 +16,7 @@ from worker.engine.errors import CheckpointInvalid, InvalidParameter
 from worker.engine.ip_attention import ImageKeyValue, ImagePrompt, Scale
 from worker.engine.ip_projections import image_projection
 from worker.engine.model import check_tensors
-from worker.engine.weights_file import read_safetensors
+from worker.engine.weights_file import parse_safetensors, read_safetensors
 
 Groups: TypeAlias = Mapping[str, Mapping[str, Tensor]]  # "image_proj" and "ip_adapter"
 ScaleSettings: TypeAlias = Scale | Mapping[str, Any]
@@ -25,10 +25,15 @@ _GROUPS = ("image_proj", "ip_adapter")
 _LAYER = re.compile(r"(?:(down|up)_blocks\.(\d+)|mid_block)\.attentions\.(\d+)\..*\.attn2")
 
 
-def read_ip_adapter(path: Path) -> dict[str, dict[str, Tensor]]:
-    """The two groups of an IP-Adapter's safetensors file. Raises `CheckpointInvalid`, `UnsafeWeightsFormat`."""
+def read_ip_adapter(source: Path | bytes) -> dict[str, dict[str, Tensor]]:
+    """The two groups of an IP-Adapter's safetensors file, given as its path or its bytes.
+
+    Raises `CheckpointInvalid`, `UnsafeWeightsFormat`.
+    """
+    path = "the IP-Adapter" if isinstance(source, bytes) else source
+    tensors = parse_safetensors(source, str(path)) if isinstance(source, bytes) else read_safetensors(source)
     groups: dict[str, dict[str, Tensor]] = {name: {} for name in _GROUPS}
-    for key, tensor in read_safetensors(path).items():
+    for key, tensor in tensors.items():
         group, _, name = key.partition(".")
         if group not in groups or not name:
             raise CheckpointInvalid(f"{path} is no IP-Adapter: {key} is below neither image_proj. nor ip_adapter.")

@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 from torch import Tensor
 
 from worker.engine.config import load_json
 from worker.engine.errors import CheckpointInvalid, UnsafeWeightsFormat
+from worker.engine.lora.header import refuse_pickle
 
 _ZIP = b"PK\x03\x04"  # what torch.save writes today
 _PICKLE = re.compile(rb"\x80[\x02-\x05].", re.DOTALL)  # what it wrote before 1.6
@@ -46,6 +47,16 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (SafetensorError, OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointInvalid(f"{path} is not a sound safetensors file: {error}") from error
+
+
+def parse_safetensors(data: bytes, where: str) -> dict[str, Tensor]:
+    """The tensors of a file's bytes; `where` is what messages call it. Raises as `read_safetensors` does."""
+    if data[8:9] != b"{":
+        refuse_pickle(data, where)
+    try:
+        return load(data)
+    except (SafetensorError, ValueError) as error:
+        raise CheckpointInvalid(f"{where} is not a sound safetensors file: {error}") from error
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
