@@ -14,6 +14,7 @@ one scheduler serves any number of runs at once, and a run can be saved in the m
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, Self
@@ -154,14 +155,15 @@ class Scheduler(ABC):
         Raises InvalidParameter for anything else, and when no step would be left.
         """
         steps = self._count_steps(num_inference_steps, timesteps, sigmas)
-        if isinstance(strength, bool) or not 0.0 <= strength <= 1.0:
+        if isinstance(strength, bool) or not isinstance(strength, Real) or not 0.0 <= strength <= 1.0:
             raise InvalidParameter("strength", f"must be between 0 and 1, not {strength!r}")
         timetable = self._timetable(steps, timesteps, sigmas)
         whole = torch.as_tensor(timetable.timesteps).cpu()
         if timesteps is not None or sigmas is not None:
             steps = len(whole)
-        begin = (steps - min(int(steps * strength), steps)) * self.order
-        if begin >= len(whole):
+        kept = min(int(steps * strength), steps)
+        begin = (steps - kept) * self.order
+        if kept < 1 or begin >= len(whole):
             raise InvalidParameter("strength", f"of {strength} leaves none of {steps} steps: raise one of the two")
         return SchedulerState(
             scheduler=type(self).__name__,
@@ -279,6 +281,8 @@ class Scheduler(ABC):
         if steps is None:
             if named[0] not in self.CUSTOM:
                 raise InvalidParameter(named[0], f"cannot be chosen for {type(self).__name__}: give a number of steps")
+            if not hasattr(given[named[0]], "__len__"):
+                raise InvalidParameter(named[0], f"must be a list of numbers, not {given[named[0]]!r}")
             return len(given[named[0]])
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
             raise InvalidParameter("num_inference_steps", f"must be a whole number of at least 1, not {steps!r}")

@@ -9,6 +9,7 @@ import torch
 from worker.engine.errors import FeatureUnavailable, InvalidParameter
 
 MAX_SEED = 2**63 - 1
+DIGITS = 6
 
 
 def draw_seed() -> int:
@@ -32,7 +33,9 @@ def brownian_noise(
     if len(seeds) not in (1, len(like)):
         raise InvalidParameter("seed", f"has {len(seeds)} entries for {len(like)} images: give one, or one each")
     shape = like.shape if len(seeds) == 1 else like.shape[1:]
-    first, last = min(start, end), max(start, end)
+    # torchsde rounds its ends to the tolerance; without this it would warn of each query that touches one.
+    edges = round(low, DIGITS), round(high, DIGITS)
+    first, last = (min(max(float(time), edges[0]), edges[1]) for time in sorted((start, end)))
     rows = []
     for seed in seeds:
         # tolerance and pool are diffusers': they decide at which points the tree is split, and so its numbers.
@@ -43,7 +46,7 @@ def brownian_noise(
             dtype=like.dtype,
             device="cpu",
             entropy=seed,
-            tol=1e-6,
+            tol=10.0**-DIGITS,
             pool_size=24,
             halfway_tree=True,
         )

@@ -227,7 +227,9 @@ def complete_config(
 
 def _check(class_name: str, key: str, value: Any, default: Any, choices: tuple[Any, ...] | None) -> None:
     if choices is not None:
-        broken = None if value in choices else f"must be one of {', '.join(map(repr, choices))} for {class_name}"
+        # By type too: True is no 1, and 2.0 no order.
+        known = any(type(value) is type(choice) and value == choice for choice in choices)
+        broken = None if known else f"must be one of {', '.join(map(repr, choices))} for {class_name}"
     elif isinstance(default, bool):
         broken = None if isinstance(value, bool) else "must be true or false"
     else:

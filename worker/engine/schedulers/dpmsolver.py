@@ -10,6 +10,7 @@ import torch
 
 from worker.engine.errors import InvalidParameter
 from worker.engine.schedulers.base import NoiseSource
+from worker.engine.schedulers.ddpm import DEVIATIONS, LEARNED
 from worker.engine.schedulers.exponential_integrator import INTEGRATORS
 from worker.engine.schedulers.predictions import bounded, predicted_clean, predicted_noise
 from worker.engine.schedulers.solver_space import SOLVER_KEYS, SolverSpaceScheduler
@@ -26,11 +27,13 @@ DPMSOLVER_KEYS: Mapping[str, Any] = {
 
 
 class DPMSolverScheduler(SolverSpaceScheduler):
+    """Of ``variance_type`` only the learned ones matter, which double the model's output channels."""
+
     CHOICES: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         **SolverSpaceScheduler.CHOICES,
         "algorithm_type": tuple(INTEGRATORS),
         "solver_type": ("midpoint", "heun"),
-        "variance_type": (None, "learned", "learned_range"),
+        "variance_type": (None, *DEVIATIONS),
     }
     ALIASES: ClassVar[Mapping[str, Mapping[str, str]]] = {
         "algorithm_type": {"deis": "dpmsolver++"},
@@ -46,7 +49,7 @@ class DPMSolverScheduler(SolverSpaceScheduler):
             raise InvalidParameter("final_sigmas_type", rule)
 
     def _check_shapes(self, model_output: torch.Tensor, sample: torch.Tensor) -> None:
-        if self.settings["variance_type"] is None:
+        if self.settings["variance_type"] not in LEARNED:
             return super()._check_shapes(model_output, sample)
         rows, channels, *size = sample.shape
         if model_output.shape != (rows, 2 * channels, *size):

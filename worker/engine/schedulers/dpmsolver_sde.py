@@ -57,7 +57,7 @@ class DPMSolverSDEScheduler(SigmaSpaceScheduler):
 
     def _seeds(self, seed: int | Sequence[int] | None) -> tuple[int, ...]:
         seed = self.settings["noise_sampler_seed"] if seed is None else seed
-        seeds = () if seed is None else (seed,) if isinstance(seed, int) else tuple(seed)
+        seeds = () if seed is None else tuple(seed) if isinstance(seed, Sequence) else (seed,)
         if any(isinstance(one, bool) or not isinstance(one, int) or one < 0 for one in seeds):
             raise InvalidParameter("seed", f"must be a whole number of at least 0, or one an image, not {seed!r}")
         return seeds

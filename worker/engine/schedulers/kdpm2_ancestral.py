@@ -17,6 +17,8 @@ from worker.engine.schedulers.state import SchedulerState
 class KDPM2AncestralDiscreteScheduler(KDPM2DiscreteScheduler):
     def _inner_tables(self, levels: torch.Tensor) -> Mapping[str, torch.Tensor]:
         down, up = ancestral_split(levels[:-1], levels[1:])
+        # A fall of many thousandfold rounds σ_down to 0, which has no logarithm; the closed form does not.
+        down = torch.where(down > 0, down, levels[1:] ** 2 / levels[:-1])
         midpoints = log_midpoint(levels[:-1], down)
         midpoints[-1] = 0.0  # the last step has one evaluation, which goes all the way
         return {"midpoints": midpoints, "down": down, "up": up}

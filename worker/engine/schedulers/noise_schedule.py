@@ -92,4 +92,4 @@ def alphas_cumprod(settings: Mapping[str, Any], *, floor_terminal: bool = False)
 
 def training_sigmas(alphas_bar: torch.Tensor) -> np.ndarray:
     """σ = √((1 − ᾱ)/ᾱ), ``[num_train_timesteps]`` float32, rising: noise over signal in the variance-exploding form."""
-    return np.array(((1 - alphas_bar) / alphas_bar) ** 0.5)
+    return (((1 - alphas_bar) / alphas_bar) ** 0.5).numpy()

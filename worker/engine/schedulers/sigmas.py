@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from worker.engine.errors import FeatureUnavailable, InvalidParameter
+from worker.engine.schedulers.timesteps import as_numbers
 
 Placement = Callable[[float, float, int], np.ndarray]
 
@@ -69,7 +70,7 @@ def custom_sigmas(sigmas: Sequence[float]) -> np.ndarray:
 
     Raises InvalidParameter unless they are at least two and fall.
     """
-    values = np.asarray(sigmas, dtype=np.float32)
+    values = as_numbers("sigmas", sigmas).astype(np.float32)
     if values.ndim != 1 or len(values) < 2 or not np.isfinite(values).all() or values[-1] < 0:
         raise InvalidParameter("sigmas", "must be a list of at least two numbers, none below 0")
     if (np.diff(values) >= 0).any():

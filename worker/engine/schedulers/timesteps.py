@@ -38,10 +38,18 @@ def custom_timesteps(timesteps: Sequence[float], train: int, dtype: type) -> np.
 
     Raises InvalidParameter when there are none, or one is no number of 0..train−1.
     """
-    values = np.asarray(timesteps, dtype=np.float64)
+    values = as_numbers("timesteps", timesteps)
     if values.ndim != 1 or not len(values) or not ((values >= 0) & (values < train)).all():
         raise InvalidParameter("timesteps", f"must be a list of numbers from 0 to {train - 1}, the training timesteps")
     return values.astype(dtype)
+
+
+def as_numbers(field: str, values: Sequence[float]) -> np.ndarray:
+    """float64; raises InvalidParameter naming `field` for what is no array of numbers."""
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InvalidParameter(field, f"must be a list of numbers: {error}") from error
 
 
 def require_falling(timesteps: np.ndarray) -> None:

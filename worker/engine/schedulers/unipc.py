@@ -35,7 +35,7 @@ class UniPCMultistepScheduler(SolverSpaceScheduler):
         "shift_terminal": None,
     }
     CHOICES: ClassVar[Mapping[str, tuple[Any, ...]]] = {
-        **SolverSpaceScheduler.CHOICES,
+        **{key: held for key, held in SolverSpaceScheduler.CHOICES.items() if key != "solver_order"},  # any order
         "solver_type": ("bh1", "bh2"),
         "solver_p": (None,),
         "shift_terminal": (None,),
