@@ -48,7 +48,9 @@ def test_warm_up_renders_every_bucket(renderer):
 
 def test_an_ip_adapter_paints_its_own_job_only(renderer):
     data = ip_adapter_bytes(renderer)
-    ref = InpaintJob(image="s3://photos/b", ip_adapter={"path": "s3://photos/ip", "image": "s3://photos/c", "scale": 0.8}).ip_adapter
+    ref = InpaintJob(
+        image="s3://photos/b", ip_adapter={"path": "s3://photos/ip", "image": "s3://photos/c", "scale": 0.8}
+    ).ip_adapter
     asset = Asset("0" * 64, renderer.read_ip_adapter(data), len(data), "remote")
     before = render(renderer)
     with_it = render(renderer, ip_adapter=(ref, asset, IMAGE.rotate(90)))
