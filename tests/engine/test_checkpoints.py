@@ -62,11 +62,23 @@ def test_weights_come_in_the_dtype_asked_for(tiny_checkpoint, dtype):
         assert not parts[name].training
 
 
-def test_weights_do_not_depend_on_the_file_after_loading(copy):
+def test_what_is_written_to_a_weight_never_reaches_its_file(copy):
+    path = copy / "unet" / WEIGHTS
+    stored = path.read_bytes()
+    unet = checkpoints.load_component(copy, "unet")
+    with torch.no_grad():
+        for parameter in unet.parameters():
+            parameter.add_(1)
+    assert path.read_bytes() == stored
+
+
+def test_a_file_can_be_replaced_while_its_weights_are_in_use(copy):
     unet = checkpoints.load_component(copy, "unet")
     before = unet.conv_in.weight.clone()
     path = copy / "unet" / WEIGHTS
-    path.write_bytes(bytes(path.stat().st_size))
+    other = path.with_suffix(".new")
+    other.write_bytes(bytes(path.stat().st_size))
+    other.replace(path)
     assert torch.equal(unet.conv_in.weight, before)
 
 

@@ -32,7 +32,10 @@ class Model(nn.Module):
     def from_weights(
         cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor], dtype: torch.dtype | None, where: str = ""
     ) -> Self:
-        """A network in evaluation mode that owns copies of `tensors`, in `dtype` (`None`: as stored).
+        """A network in evaluation mode with `tensors` for its weights, in `dtype` (`None`: as stored).
+
+        What needs no cast is not copied: tensors of a file stay mapped to it (privately: what is written to a weight
+        never reaches the file), so that memory holds a checkpoint once. Replace the file, never write into it.
 
         Raises `CheckpointInvalid` naming the first five of the missing, extra or misshapen tensors and how many.
         """
@@ -40,9 +43,7 @@ class Model(nn.Module):
         with torch.device("meta"):  # no time and no memory for weights that are replaced at once
             model = cls(**config)
         check_tensors({name: t.shape for name, t in model.state_dict().items()}, tensors, where or cls.__name__)
-        # copies, since a tensor of a memory-mapped file would change, or fault, with the file
-        owned = {name: tensor.to(dtype=dtype, copy=True) for name, tensor in tensors.items()}
-        model.load_state_dict(owned, assign=True)
+        model.load_state_dict({name: tensor.to(dtype=dtype) for name, tensor in tensors.items()}, assign=True)
         return model.eval()
 
     @classmethod

@@ -40,7 +40,7 @@ def load_text_encoder(
 def text_encoder(
     config: CLIPTextConfig, tensors: Mapping[str, Tensor], torch_dtype: torch.dtype | None, where: str
 ) -> CLIPTextModel:
-    """The text encoder of that configuration with copies of `tensors`, named as any release of transformers does."""
+    """The text encoder of that configuration with `tensors`, named as any release of transformers does."""
     # releases before 5 put `text_model.` before every name
     named = {name.removeprefix("text_model."): tensor for name, tensor in tensors.items()}
     return _filled(CLIPTextModel, config, named, torch_dtype, where)
@@ -84,7 +84,7 @@ def _filled(
     # a table of 0, 1, 2 … that old releases stored among the weights
     stored = {name: tensor for name, tensor in tensors.items() if not name.endswith("position_ids")}
     check_tensors({name: t.shape for name, t in model.state_dict().items()}, stored, where)
-    model.load_state_dict({name: t.to(dtype=dtype, copy=True) for name, t in stored.items()}, assign=True)
+    model.load_state_dict({name: t.to(dtype=dtype) for name, t in stored.items()}, assign=True)
     for module in model.modules():
         if "position_ids" in dict(module.named_buffers(recurse=False)):
             positions = torch.arange(module.position_ids.shape[-1])[None]

@@ -33,7 +33,7 @@ def is_pickle(path: Path) -> bool:
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of one file, memory-mapped on the CPU: copy what must outlive the file.
+    """All tensors of one file, mapped privately into memory on the CPU.
 
     Raises `UnsafeWeightsFormat` for a pickle, `CheckpointInvalid` for a file that is absent or not safetensors.
     """
