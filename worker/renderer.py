@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -141,9 +142,7 @@ class WarmRenderer:
 
         pipe.scheduler = sampler(job.scheduler, self._checkpoint_scheduler)
         # Noise comes from CPU generators, one an image, so that it is the same on every device and in every batch.
-        generators = [
-            torch.Generator("cpu").manual_seed(request.seed + index) for index in range(job.num_images_per_prompt)
-        ]
+        seeds = tuple(request.seed + index for index in range(job.num_images_per_prompt))
         state = pipe.prepare_request(
             prompt=job.prompt,
             negative_prompt=job.negative_prompt,
@@ -157,10 +156,12 @@ class WarmRenderer:
             guidance_scale=job.guidance_scale,
             num_images_per_prompt=job.num_images_per_prompt,
             eta=job.eta,
-            generator=generators,
+            generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
             clip_skip=job.clip_skip,
             **arguments,
         )
+        # The one scheduler with a random path of its own (DPMSolverSDE) takes the same seeds.
+        state = replace(state, state=replace(state.state, seed=seeds))
         mark()
         while not state.done:
             (state,) = pipe.denoise_step([state])

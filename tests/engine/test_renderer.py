@@ -59,9 +59,10 @@ def test_an_ip_adapter_paints_its_own_job_only(renderer):
     assert (render(renderer)[0] == before[0]).all()
 
 
-def test_each_picture_of_a_job_is_the_picture_of_its_own_seed(renderer):
-    both = render(renderer, seed=5, num_images_per_prompt=2)
-    alone = render(renderer, seed=6)
+@pytest.mark.parametrize("scheduler", ["ddim", "euler_ancestral", "dpmpp_2m_sde", "dpmpp_sde", "lcm"])
+def test_each_picture_of_a_job_is_the_picture_of_its_own_seed(renderer, scheduler):
+    both = render(renderer, seed=5, num_images_per_prompt=2, scheduler=scheduler)
+    alone = render(renderer, seed=6, scheduler=scheduler)
     assert np.abs(both[1].astype(int) - alone[0].astype(int)).max() <= 1
 
 
