@@ -7,11 +7,12 @@ each would cost more in pytest than in arithmetic.
 from collections.abc import Iterable
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 
 from tests.engine.schedulers.grid import NAMES, full_cases, quick_cases, settings
-from tests.engine.schedulers.oracle import our_walk, pair, their_walk, worst
+from tests.engine.schedulers.oracle import our_walk, pair, short_schedules, their_walk, worst
 from worker.engine.errors import InvalidParameter
 from worker.engine.schedulers import SCHEDULERS
 
@@ -153,3 +154,18 @@ def test_a_picture_where_diffusers_makes_nan(name, config):
 def test_the_log_of_a_large_variance_is_the_same_variance():
     large, logged = (SCHEDULERS["DDPMScheduler"](variance_type=kind) for kind in ("fixed_large", "fixed_large_log"))
     assert worst(our_walk(logged, 5, 1.0), our_walk(large, 5, 1.0)) <= TOLERANCE
+
+
+@pytest.mark.parametrize("placement", ["use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"])
+@pytest.mark.parametrize("name", [name for name in NAMES if "use_beta_sigmas" in SCHEDULERS[name].DEFAULTS])
+def test_the_ends_of_a_sisters_config_are_read_where_diffusers_reads_them(name, placement):
+    """sigma_min and sigma_max are Euler's and UniPC's keys, and move the σ of (almost) every class that places them."""
+    given = settings("EulerDiscreteScheduler", sigma_min=0.1, sigma_max=10.0, **{placement: True})
+    cls = getattr(diffusers, name)
+    with short_schedules(cls):
+        theirs = cls.from_config(diffusers.EulerDiscreteScheduler(**given).config)
+    ours = SCHEDULERS[name].from_config(SCHEDULERS["EulerDiscreteScheduler"](**given).config)
+    torch.manual_seed(2)
+    expected = their_walk(theirs, 6, 1.0)
+    torch.manual_seed(2)
+    assert worst(our_walk(ours, 6, 1.0), expected) <= TOLERANCE

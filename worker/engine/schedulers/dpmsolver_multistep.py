@@ -1,5 +1,5 @@
 """DPM-Solver, multistep: derivatives of the model's value come from earlier steps (Lu et al., arXiv:2211.01095,
-algorithm 2; third order as in arXiv:2206.00927, appendix B).
+algorithm 2; the third order continues it by one divided difference).
 
 State: `history` holds up to ``solver_order`` converted model outputs.
 """

@@ -105,7 +105,7 @@ def stochastic_step(
     sample: torch.Tensor, clean: torch.Tensor, begin: torch.Tensor, end: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(mean at −log σ = `end`, standard deviation of the noise to add): DPM-Solver++(1) from `begin` to below `end`
-    (arXiv:2211.01095, eq. 7 with α = 1), and σ_up that makes up for it.
+    (arXiv:2211.01095, with α = 1), and σ_up that makes up for it.
     """
     source, target = begin.neg().exp(), end.neg().exp()
     up = min(target, (target**2 * (source**2 - target**2) / source**2) ** 0.5)

@@ -90,5 +90,5 @@ class EulerDiscreteScheduler(SigmaSpaceScheduler):
 
 
 def euler_step(sample: torch.Tensor, clean: torch.Tensor, sigma: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Along dx/dσ = (x − x₀)/σ from `sigma` to `target` (eq. 3 in its σ(t) = t form)."""
+    """Along dx/dσ = (x − x₀)/σ from `sigma` to `target` (eqs. 1 and 3 with σ(t) = t)."""
     return sample + (sample - clean) / sigma * (target - sigma)

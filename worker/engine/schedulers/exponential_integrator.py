@@ -6,7 +6,7 @@ Over a step of h in λ, from level `here` to level `there`, every variant is
 
 with D₀ the model's value (x₀ for the ++ variants, ε for the others) and D₁, D₂ its divided differences in λ, scaled by
 h. The ODE variants are Lu et al., arXiv:2206.00927 (ε) and arXiv:2211.01095 (x₀, the "++"); the SDE variants are the
-latter's section 5. "midpoint" and "heun" differ in how they weigh D₁.
+latter's. "midpoint" and "heun" differ in how they weigh D₁.
 """
 
 from collections.abc import Callable, Mapping

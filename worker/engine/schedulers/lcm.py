@@ -1,4 +1,4 @@
-"""LCM: Luo et al., "Latent Consistency Models", arXiv:2310.04378, multistep consistency sampling (algorithm 3)."""
+"""LCM: Luo et al., "Latent Consistency Models", arXiv:2310.04378, multistep consistency sampling."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar

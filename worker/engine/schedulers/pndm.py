@@ -55,7 +55,7 @@ class PNDMScheduler(AlphaSpaceScheduler):
         return self._multistep(state, model_output, sample)
 
     def _runge_kutta(self, state: SchedulerState, model_output: torch.Tensor, sample: torch.Tensor) -> StepOutput:
-        """Eq. 14: the four evaluations land at half, half, whole and whole stride from where the step began."""
+        """The four evaluations land at half, half, whole and whole stride from where the step began."""
         stage = state.steps_done % 4
         half = self._stride(state) // 2
         begin = int(state.timesteps[state.steps_done - stage])
@@ -69,7 +69,7 @@ class PNDMScheduler(AlphaSpaceScheduler):
         return StepOutput(state.advance(history=history, held=held), previous)
 
     def _multistep(self, state: SchedulerState, model_output: torch.Tensor, sample: torch.Tensor) -> StepOutput:
-        """Eq. 12: ε extrapolated from up to four evaluations, then one transfer."""
+        """ε extrapolated from up to four evaluations, then one transfer."""
         begin = int(state.timesteps[state.index])
         end = begin - self._stride(state)
         if state.steps_done == 1:
@@ -94,13 +94,13 @@ class PNDMScheduler(AlphaSpaceScheduler):
 
 
 def transfer(sample: torch.Tensor, epsilon: torch.Tensor, here: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
-    """φ of eq. 11: along ε from ᾱ `here` to ᾱ `there`, staying on the data's manifold."""
+    """The paper's φ: along ε from ᾱ `here` to ᾱ `there`, staying on the data's manifold."""
     spread = here * (1 - there) ** 0.5 + (here * (1 - here) * there) ** 0.5
     return (there / here) ** 0.5 * sample - (there - here) * epsilon / spread
 
 
 def adams_bashforth(history: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """Linear multistep extrapolation of one to four values, newest last (eq. 9 and its lower orders)."""
+    """Linear multistep extrapolation of one to four values, newest last (Adams-Bashforth)."""
     newest = history[::-1]
     if len(newest) == 1:
         return newest[0]

@@ -38,7 +38,7 @@ def beta(high: float, low: float, steps: int, alpha: float = 0.6, beta: float = 
 
 
 def lu(high: float, low: float, steps: int) -> np.ndarray:
-    """Even in λ = −log σ (Lu et al., DPM-Solver++, arXiv:2211.01095, with the ρ of their section 4.1 at 1)."""
+    """Even in the log-SNR, −2·log σ, as DPM-Solver proposes (Lu et al., arXiv:2206.00927)."""
     first, last = float(np.log(np.float32(high))), float(np.log(np.float32(low)))
     return np.exp(first + np.linspace(0, 1, steps) * (last - first))
 

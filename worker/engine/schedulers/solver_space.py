@@ -31,7 +31,7 @@ SOLVER_KEYS: Mapping[str, Any] = {
     "time_shift_type": "exponential",
 }
 SPACING_KEYS: Mapping[str, Any] = {"timestep_spacing": "linspace", "steps_offset": 0}
-FEW_STEPS = 15  # below this many, the last steps take a lower order for stability (arXiv:2211.01095, appendix)
+FEW_STEPS = 15  # below this many, the last steps take a lower order for stability (arXiv:2211.01095)
 
 
 class Level(NamedTuple):

@@ -1,5 +1,5 @@
 """UniPC: Zhao et al., "A Unified Predictor-Corrector Framework for Fast Sampling of Diffusion Models",
-arXiv:2302.04867; algorithms 5 to 8 with B(h) = h ("bh1") or B(h) = e^h − 1 ("bh2").
+arXiv:2302.04867; with B(h) = h ("bh1") or B(h) = e^h − 1 ("bh2").
 
 The corrector needs no model evaluation of its own: it refines the sample a step began with, once the model's value
 there is known.
@@ -112,7 +112,7 @@ class UniPCMultistepScheduler(SolverSpaceScheduler):
 
 
 def predictor_weights(ratios: list[torch.Tensor], h: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """ρ^p of UniP, one for each earlier output; the second order has ½ whatever h is (section 3.3)."""
+    """ρ^p of UniP, one for each earlier output; the second order has ½ whatever h is."""
     if not ratios:
         return torch.zeros(0)
     if len(ratios) == 1:
@@ -131,7 +131,7 @@ def corrector_weights(ratios: list[torch.Tensor], h: torch.Tensor, scale: torch.
 def order_conditions(
     ratios: list[torch.Tensor], h: torch.Tensor, scale: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(R, b) of the linear system for ρ (theorem 3.1): row k holds the ratios to the power k, and
+    """(R, b) of the linear system for ρ: row k holds the ratios to the power k, and
     b_k = (k + 1)!·h·φ_{k+2}(h)/B(h), with φ from its recurrence φ_{k+1} = (φ_k − 1/k!)/h.
     """
     nodes = torch.stack(ratios)
