@@ -19,10 +19,10 @@ demo: $(VENV)/.demo
 	$(BIN)/farm demo --out demo-out
 
 test: $(VENV)/.dev lint
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not full and not gpu"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not full and not gpu"
 
 test-full: $(VENV)/.dev lint
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not gpu"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu"
 
 test-gpu: $(VENV)/.dev
 	$(BIN)/python -m pytest -m gpu
@@ -33,26 +33,26 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# A bare Debian has python3 without ensurepip.
 $(VENV)/.venv:
-	@# A bare Debian has python3 without ensurepip.
-	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); apt-get install -y -q python3-venv && $(PYTHON) -m venv $(VENV); }
-	touch $@
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); apt-get install -y -q python3-venv && $(PYTHON) -m venv $(VENV); }
+	@touch $@
 
 $(VENV)/.torch: $(VENV)/.venv
 	@echo "Setting up: torch"
-	$(PIP) install "$(TORCH)"
-	touch $@
+	@$(PIP) install "$(TORCH)"
+	@touch $@
 
 $(VENV)/.demo: $(VENV)/.torch pyproject.toml constraints.txt
 	@echo "Setting up: the farm"
-	$(PIP) install -c constraints.txt -e '.[demo]'
-	touch $@
+	@$(PIP) install -c constraints.txt -e '.[demo]'
+	@touch $@
 
 # The system packages the tests need (a real S3 server, Debian's Redis) install while pip downloads.
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml constraints.txt tests/servers/install.sh
 	@echo "Setting up: the farm, its tests and their servers"
-	tests/servers/install.sh & servers=$$!; $(PIP) install -c constraints.txt -e '.[dev]' && wait $$servers
-	touch $@ $(VENV)/.demo
+	@tests/servers/install.sh & servers=$$!; $(PIP) install -c constraints.txt -e '.[dev]' && wait $$servers
+	@touch $@ $(VENV)/.demo
 
 clean:
 	rm -rf $(VENV) demo-out build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

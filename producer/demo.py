@@ -92,7 +92,7 @@ def _clear(out: Path) -> None:
 def _environment(out: Path, model: Path) -> dict[str, str]:
     return {
         "FARM_LOCAL_ROOTS": json.dumps([str(out / "inputs"), str(out / "pictures"), str(model / "loras")]),
-        "FARM_SIZE_BUCKETS": json.dumps(["256x256", "320x192", "192x320", "288x224", "224x288"]),
+        "FARM_SIZE_BUCKETS": json.dumps(["192x192", "240x144", "144x240", "216x168", "168x216"]),
         "FARM_LEASE_SECONDS": "30",
     }
 

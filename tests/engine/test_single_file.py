@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from tests.engine import ldm_files
+from tests.engine.comparison import relative_error
 from worker.engine import checkpoints, ldm_architecture, ldm_names
 from worker.engine.errors import CheckpointInvalid, InvalidParameter, UnsafeWeightsFormat
 from worker.engine.single_file import load_single_file
@@ -120,9 +121,14 @@ def test_the_architecture_is_read_off_the_weights(tmp_path, unet, open_clip):
     latents, words = torch.randn(1, 9, 8, 8), torch.randint(0, 600, (1, 77))
     with torch.no_grad():
         states = expected["text_encoder"](words).last_hidden_state
-        assert torch.equal(parts["text_encoder"](words).last_hidden_state, states)
-        assert torch.equal(parts["unet"](latents, 7, states), expected["unet"](latents, 7, states).sample)
-        assert torch.equal(parts["vae"].decode(latents[:, :4]), expected["vae"].decode(latents[:, :4]).sample)
+        # Close and not equal: mapped weights lie at other alignments, where kernels add in another order.
+        close(parts["text_encoder"](words).last_hidden_state, states)
+        close(parts["unet"](latents, 7, states), expected["unet"](latents, 7, states).sample)
+        close(parts["vae"].decode(latents[:, :4]), expected["vae"].decode(latents[:, :4]).sample)
+
+
+def close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
+    assert relative_error(ours, theirs) <= 1e-6
 
 
 def meta(model: type, **config) -> dict[str, torch.Tensor]:

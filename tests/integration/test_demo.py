@@ -12,8 +12,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-pytestmark = pytest.mark.xdist_group("demo")  # one run of the demo for all of them
-
 COMMAND = [sys.executable, "-m", "producer", "demo"]
 
 

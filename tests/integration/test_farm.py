@@ -22,9 +22,6 @@ from producer.embedded import EmbeddedFarm
 
 ENVIRONMENT = {"FARM_SIZE_BUCKETS": '["64x64"]', "FARM_LEASE_SECONDS": "4", "OMP_NUM_THREADS": "1"}
 
-# One farm for the module: its tests stay in one test process.
-pytestmark = pytest.mark.xdist_group("farm")
-
 
 def png(picture: Image.Image) -> bytes:
     buffer = BytesIO()
