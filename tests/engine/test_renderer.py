@@ -66,6 +66,26 @@ def test_each_picture_of_a_job_is_the_picture_of_its_own_seed(renderer, schedule
     assert np.abs(both[1].astype(int) - alone[0].astype(int)).max() <= 1
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"prompt": "a marble table"},
+        {"negative_prompt": "a cup"},
+        {"guidance_scale": 1.0},
+        {"strength": 0.5, "steps": 4},
+        {"steps": 3},
+        {"scheduler": "unipc"},
+        {"eta": 1.0},
+        {"clip_skip": 1},
+        {"seed": 1},
+    ],
+    ids=lambda fields: next(iter(fields)),
+)
+def test_every_field_of_a_job_reaches_the_pixels(renderer, fields):
+    base = {"prompt": "a cup on a table", "negative_prompt": "a hat"}
+    assert (render(renderer, **base)[0] != render(renderer, **{**base, **fields})[0]).any()
+
+
 @pytest.mark.parametrize("data", [b"", b"\x80\x04K\x01.", b"PK\x03\x04...."])
 def test_what_is_no_weights_file_is_refused(renderer, data):
     for read in (renderer.read_lora, renderer.read_embedding, renderer.read_ip_adapter):
