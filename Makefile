@@ -35,7 +35,7 @@ lint: $(VENV)/.dev
 
 # A bare Debian has python3 without ensurepip.
 $(VENV)/.venv:
-	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); apt-get install -y -q python3-venv && $(PYTHON) -m venv $(VENV); }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); apt-get update -q && apt-get install -y -q python3-venv && $(PYTHON) -m venv $(VENV); }
 	@touch $@
 
 $(VENV)/.torch: $(VENV)/.venv

@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from farm.errors import Misconfigured
 from farm.storage import ObjectStore, S3Settings, open_store
@@ -22,7 +22,9 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="FARM_", frozen=True, extra="ignore")
 
     # Where things are
-    redis_url: str = "redis://127.0.0.1:6379/0"  # the index and the Celery broker
+    redis_url: str = Field(
+        default="redis://127.0.0.1:6379/0", pattern="^rediss?://|^unix://"
+    )  # the index and the Celery broker
     store: str = ""  # the farm's own store: s3://bucket/prefix or file:///folder
     local_roots: tuple[str, ...] = ()  # further folders that a local store may read inputs from
 
@@ -53,10 +55,10 @@ class Settings(BaseSettings):
     lease_seconds: float = Field(default=60.0, gt=0)  # a job is somebody else's when its worker is silent for so long
     max_attempts: int = Field(default=5, ge=1)  # of a job whose failures are transient
     max_crashes: int = Field(default=3, ge=1)  # workers a job may take down before it is given up
-    metrics_port: int = Field(default=9090, ge=0)  # /metrics /healthz /readyz; 0 takes any free port
+    metrics_port: int = Field(default=9090, ge=0, le=65535)  # /metrics /healthz /readyz; 0 takes any free port
     metrics_host: str = "0.0.0.0"
     worker_name: str = Field(default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}")
-    log_level: str = "INFO"
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
     def open_store(self) -> ObjectStore:
         """The farm's store. Raises Misconfigured if none is set."""
@@ -95,6 +97,8 @@ def load_settings(**overrides: object) -> Settings:
     """The settings, or Misconfigured with the variable's name."""
     try:
         return Settings(**overrides)  # type: ignore[arg-type]  # pydantic checks what the type cannot say
+    except SettingsError as error:  # a list that is not JSON
+        raise Misconfigured(f"{str(error)[:120]}; a list is written as JSON.") from None
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         name = "FARM_" + "_".join(str(part) for part in first["loc"][:1]).upper()

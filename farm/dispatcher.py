@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 
 from farm.errors import Transient
 from farm.ledger import Ledger
@@ -27,22 +28,23 @@ class Dispatcher:
 
     def round(self) -> int:
         """One round; the number of hints published."""
-        published = 0
-        depths: dict[str, int] = {}
-        for due in self._ledger.take_due(limit=LIMIT, look_again_in=LOOK_AGAIN_SECONDS):
-            model = due.ref.model
-            depth = depths[model] if model in depths else depths.setdefault(model, self._ledger.depth(model))
-            # A job that is merely waiting behind others in a full queue has its hint there still.
-            if due.retry or depth == 0:
-                self._hints.publish(due.ref)
-                published += 1
-        return published
+        due = self._ledger.take_due(limit=LIMIT, look_again_in=LOOK_AGAIN_SECONDS)
+        for ref in due:
+            self._hints.publish(ref)  # needless for a job that merely waits behind others, and harmless
+        return len(due)
 
-    def run(self, stop: threading.Event, *, every_seconds: float) -> None:
-        """Rounds until `stop` is set; a Redis that is away is waited for."""
+    def run(self, stop: threading.Event, *, every_seconds: float, on_back: Callable[[], object] = lambda: None) -> None:
+        """Rounds until `stop` is set. A Redis that is away is waited for, and `on_back` called when it is back."""
+        away = False
         while not stop.wait(every_seconds):
             try:
-                if published := self.round():
-                    log.info("hinted %d due jobs again", published)
+                published = self.round()
             except Transient as error:
+                away = True
                 log.warning("%s: %s", error.code, error)
+                continue
+            if away:
+                away = False
+                on_back()
+            if published:
+                log.info("hinted %d due jobs again", published)

@@ -11,7 +11,7 @@
     │   │   LoraHashMismatch, CheckpointInvalid, EmbeddingInvalid, FeatureUnavailable
     │   └── NonFiniteOutput, BlackOutput, NsfwContent, OutputExists, IdempotencyConflict
     ├── Transient                 the world is at fault: retried with full jitter
-    │   └── StoreUnavailable, QueueUnavailable
+    │   └── StoreUnavailable (SpecUnreadable among it), QueueUnavailable
     ├── Resource                  out of memory: once more, with a smaller batch
     ├── WorkerCrashed             the job took down several workers: given up
     ├── WorkerFatal               nothing may be committed, the process ends
@@ -208,6 +208,10 @@ class Transient(FarmError):
 
 class StoreUnavailable(Transient):
     pass
+
+
+class SpecUnreadable(StoreUnavailable):
+    """Never committed: without its spec a job has no result."""
 
 
 class QueueUnavailable(Transient):

@@ -21,7 +21,7 @@ from typing import Any, cast
 import redis
 
 from farm import keys
-from farm.errors import QueueUnavailable
+from farm.errors import Misconfigured, QueueUnavailable
 from farm.states import JobState
 
 _NOW = "local t = redis.call('TIME') local now = t[1] + t[2] / 1000000\n"
@@ -58,11 +58,15 @@ return {'claimed', attempt, tonumber(row[1]), tostring(now - row[2])}
 """
 )
 
+# A row that Redis lost is made again by whoever holds the job.
 _BEAT = (
     _NOW
     + """
 local row = redis.call('HMGET', KEYS[1], 'state', 'owner')
-if row[1] ~= 'running' or row[2] ~= ARGV[2] then return 0 end
+if not row[1] then
+  redis.call('HSET', KEYS[1], 'state', 'running', 'owner', ARGV[2], 'attempt', 1, 'crashes', 0, 'queued_at', now,
+    unpack(ARGV, 4))
+elseif row[1] ~= 'running' or row[2] ~= ARGV[2] then return 0 end
 redis.call('ZADD', KEYS[2], now + ARGV[3], ARGV[1])
 return 1
 """
@@ -73,7 +77,8 @@ _RELEASE = (
     + """
 local row = redis.call('HMGET', KEYS[1], 'state', 'owner')
 if row[1] ~= 'running' or row[2] ~= ARGV[2] then return 0 end
-redis.call('HSET', KEYS[1], 'state', 'queued', 'owner', '', 'unhinted', 1)
+redis.call('HSET', KEYS[1], 'state', 'queued', 'owner', '')
+redis.call('HDEL', KEYS[1], 'looks')
 if ARGV[4] == '0' then redis.call('HINCRBY', KEYS[1], 'attempt', -1) end
 redis.call('ZADD', KEYS[2], now + ARGV[3], ARGV[1])
 return 1
@@ -87,7 +92,8 @@ redis.call('ZREM', KEYS[2], ARGV[1])
 return 1
 """
 
-# What is due: leases that ended go back to the queue; queued jobs are looked at again later in any case.
+# What is due: leases that ended go back to the queue; queued jobs are looked at again later in any case, and each time
+# twice as late, so that a long queue gathers few needless hints.
 _TAKE_DUE = (
     _NOW
     + """
@@ -98,13 +104,13 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0
   if state == 'running' then
     redis.call('HSET', row, 'state', 'queued', 'owner', '')
     redis.call('HINCRBY', row, 'crashes', 1)
+    redis.call('HDEL', row, 'looks')
     redis.call('ZADD', KEYS[1], now + ARGV[2], id)
-    taken[#taken + 1] = {id, '1', redis.call('HGETALL', row)}
+    taken[#taken + 1] = {id, redis.call('HGETALL', row)}
   elseif state == 'queued' then
-    redis.call('ZADD', KEYS[1], now + ARGV[2], id)
-    local unhinted = redis.call('HGET', row, 'unhinted') == '1'
-    redis.call('HDEL', row, 'unhinted')
-    taken[#taken + 1] = {id, unhinted and '1' or '0', redis.call('HGETALL', row)}
+    local looks = redis.call('HINCRBY', row, 'looks', 1)
+    redis.call('ZADD', KEYS[1], now + ARGV[2] * 2 ^ math.min(looks, 10), id)
+    taken[#taken + 1] = {id, redis.call('HGETALL', row)}
   else
     redis.call('ZREM', KEYS[1], id)
   end
@@ -150,17 +156,14 @@ class Claim:
     waited_seconds: float = 0.0  # since it was submitted
 
 
-@dataclass(frozen=True)
-class DueJob:
-    ref: JobRef
-    retry: bool  # it was given back or its lease ended: no hint of it is in the queue
-
-
 def connect(url: str) -> redis.Redis:
-    """A client that notices a dead peer within seconds."""
-    return redis.Redis.from_url(
-        url, socket_timeout=10, socket_connect_timeout=5, health_check_interval=10, decode_responses=True
-    )
+    """A client that notices a dead peer within seconds. Raises Misconfigured for an address that is none."""
+    try:
+        return redis.Redis.from_url(
+            url, socket_timeout=10, socket_connect_timeout=5, health_check_interval=10, decode_responses=True
+        )
+    except ValueError:  # its message may hold a part of the password
+        raise Misconfigured("FARM_REDIS_URL cannot be read; write redis://host:6379/0.") from None
 
 
 @contextmanager
@@ -203,9 +206,9 @@ class Ledger:
         outcome, attempt, crashes, waited = self._run("claim", ref.job_id, owner, lease_seconds, *_fields(ref))
         return Claim(Outcome(outcome), owner, int(attempt), int(crashes), float(waited))
 
-    def beat(self, job_id: str, owner: str, *, lease_seconds: float) -> bool:
+    def beat(self, ref: JobRef, owner: str, *, lease_seconds: float) -> bool:
         """Renew the lease; False means the job is no longer this owner's, who must stop."""
-        return bool(self._run("beat", job_id, owner, lease_seconds))
+        return bool(self._run("beat", ref.job_id, owner, lease_seconds, *_fields(ref)))
 
     def release(self, job_id: str, owner: str, *, delay_seconds: float, charged: bool) -> bool:
         """Give the job back, due again in `delay_seconds`; a preemption is not `charged` as an attempt."""
@@ -220,19 +223,14 @@ class Ledger:
             value = cast("str | None", self._redis.hget(keys.job_row(job_id), "state"))
         return JobState(value) if value else None
 
-    def take_due(self, *, limit: int, look_again_in: float) -> list[DueJob]:
-        """Jobs that need attention now. Those whose lease ended are queued again by this very call."""
+    def take_due(self, *, limit: int, look_again_in: float) -> list[JobRef]:
+        """Jobs that need a hint now. Those whose lease ended are queued again by this very call.
+
+        A job is due again after `look_again_in` seconds, and then after twice as long each time, up to 1,024 times.
+        """
         with _mapped():
             rows = self._scripts["take_due"](keys=[keys.DUE], args=[limit, look_again_in, keys.job_row("")])
-        return [DueJob(_ref(job_id, flat), retry == "1") for job_id, retry, flat in rows]
-
-    def depth(self, model: str) -> int:
-        """Hints waiting in the model's Celery queue, over all its priority lists."""
-        name = keys.queue(model)
-        with _mapped(), self._redis.pipeline(transaction=False) as pipe:
-            for part in (name, *(f"{name}\x06\x16{level}" for level in range(1, 10))):
-                pipe.llen(part)
-            return sum(pipe.execute())
+        return [_ref(job_id, flat) for job_id, flat in rows]
 
 
 def _fields(ref: JobRef) -> list[Any]:

@@ -15,6 +15,8 @@ from farm import keys
 from farm.config import Settings
 from farm.errors import QueueUnavailable
 from farm.ledger import JobRef
+from farm.names import check_name
+from farm.schemas import MAX_SPEC_BYTES
 
 RENDER = "farm.render"  # the task's name: producers submit by it and import nothing of the worker
 
@@ -70,5 +72,16 @@ def _level(priority: int) -> int:
 
 
 def read_hint(payload: Any) -> JobRef:
-    """A hint's payload as a JobRef; TypeError or KeyError if it is not one."""
-    return JobRef(**payload)
+    """A hint's payload as a JobRef; TypeError, ValueError or InvalidName if it is not one."""
+    ref = JobRef(**payload)
+    for field in ("job_id", "tenant", "batch_id", "model"):
+        value = getattr(ref, field)
+        if not isinstance(value, str):
+            raise TypeError(f"{field} is a {type(value).__name__}")
+        check_name(field, value)
+    numbers = (ref.shard, ref.offset, ref.length)
+    if any(type(number) is not int for number in numbers):
+        raise TypeError("shard, offset and length are whole numbers")
+    if min(numbers) < 0 or not 0 < ref.length <= MAX_SPEC_BYTES + 1:
+        raise ValueError("shard, offset or length is out of range")
+    return ref

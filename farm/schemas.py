@@ -230,6 +230,8 @@ class InpaintJob(Message):
     def _together(self) -> Self:
         if (self.height is None) != (self.width is None):
             raise InvalidParameter("height", "and width are given together or not at all")
+        if self.if_exists != "fail":
+            raise InvalidParameter("if_exists", f"{self.if_exists!r} is not served by this version; leave it out")
         if self.webhook_url is not None:
             raise InvalidParameter("webhook_url", "is not served by this version; leave it out")
         return self

@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -36,6 +35,7 @@ from producer.embedded import EmbeddedFarm
 from producer.handle import JobHandle
 from producer.page import write_page
 from producer.photos import Scene, demo_scenes
+from producer.process import Process
 
 _MARKER = ".inpaint-farm-demo"
 _PARTS = ("farm", "inputs", "pictures", "results.ndjson", "index.html")
@@ -47,7 +47,7 @@ def run_demo(out: Path, *, jobs: int, console: Console) -> int:
 
     Raises Misconfigured if `out` holds somebody else's files.
     """
-    out = out.absolute()
+    out = out.resolve()
     _clear(out)
     console.print("Making the demo model, and starting Redis and one worker …")
     model = out / "farm" / "model"
@@ -98,10 +98,13 @@ def _environment(out: Path, model: Path) -> dict[str, str]:
 
 
 def _make_model(folder: Path, log: Path) -> None:
-    with log.open("wb") as words:
-        made = subprocess.run([sys.executable, "-m", "worker", "demo-model", str(folder)], stdout=words, stderr=words)
-    if made.returncode:
-        raise Misconfigured(f"The demo model could not be made: {log.read_text(errors='replace').strip()[-400:]}")
+    maker = Process([sys.executable, "-m", "worker", "demo-model", str(folder)], log)
+    try:
+        failed = maker.popen.wait()
+    finally:
+        maker.stop()
+    if failed:
+        raise Misconfigured(f"The demo model could not be made: {maker.tail(400)}")
 
 
 def _job(scene: Scene, lora: Path, out: Path) -> InpaintJob:

@@ -33,10 +33,10 @@ class EmbeddedFarm:
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             self._folder.mkdir(parents=True, exist_ok=True)
-            redis = stack.enter_context(PrivateRedis(self._folder / "redis"))
+            redis = self.redis = stack.enter_context(PrivateRedis(self._folder / "redis"))
             self.environment = {
                 "FARM_REDIS_URL": redis.url,
-                "FARM_STORE": f"file://{(self._folder / 'store').absolute()}",
+                "FARM_STORE": f"file://{(self._folder / 'store').resolve()}",
                 "FARM_MODEL_PATH": str(self._model_path),
                 "FARM_METRICS_HOST": "127.0.0.1",
                 "FARM_METRICS_PORT": str(free_port()),
@@ -55,7 +55,7 @@ class EmbeddedFarm:
 
     def start_worker(self) -> None:
         command = [sys.executable, "-m", "worker", "run"]
-        self.worker = Process(command, self._folder / "worker.log", {**os.environ, **self.environment})
+        self.worker = Process(command, self._folder / "worker.log", {**_without_ours(os.environ), **self.environment})
 
     def stop_worker(self) -> None:
         if self.worker:
@@ -84,6 +84,11 @@ class EmbeddedFarm:
         """/metrics as Prometheus would read it."""
         with urlopen(f"{self.metrics_url}/metrics", timeout=10) as answer:
             return str(answer.read().decode())
+
+
+def _without_ours(environment: Mapping[str, str]) -> dict[str, str]:
+    """A farm of one's own takes nothing from the settings of another."""
+    return {name: value for name, value in environment.items() if not name.startswith("FARM_")}
 
 
 def _settings_from(environment: Mapping[str, str]) -> Settings:

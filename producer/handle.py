@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 
 import farm
 from farm import keys
-from farm.errors import Canceled, InputNotFound, JobFailed, ObjectExists, ResultTimeout
+from farm.errors import Canceled, InputNotFound, JobFailed, ObjectExists, QueueUnavailable, ResultTimeout
 from farm.ledger import JobRef, Ledger
 from farm.schemas import ErrorInfo, InpaintJob, JobResult
 from farm.states import JobState
@@ -35,12 +36,19 @@ class JobHandle:
         return f"JobHandle(id={self.id!r}, custom_id={self.job.custom_id!r})"
 
     def status(self) -> JobState:
-        """Where the job is now. Raises QueueUnavailable or StoreUnavailable."""
-        state = self._ledger.state(self.id)
-        if state is None or state.terminal:
-            result = self.peek()
-            return result.status if result else JobState.QUEUED
-        return state
+        """Where the job is now; a result outranks the index. Raises StoreUnavailable."""
+        result = self.peek()
+        if result is not None:
+            return result.status
+        return self._indexed() or JobState.QUEUED
+
+    def _indexed(self) -> JobState | None:
+        """What the index says of a job that has no result yet; None when it knows nothing or does not answer."""
+        try:
+            state = self._ledger.state(self.id)
+        except QueueUnavailable:
+            return None
+        return None if state is None or state.terminal else state
 
     def peek(self) -> JobResult | None:
         """The result if the job has ended, else None; never waits."""
@@ -57,9 +65,8 @@ class JobHandle:
         end = None if timeout is None else time.monotonic() + timeout
         pause, asked_store = 0.02, 0.0
         while True:
-            state = self._ledger.state(self.id)
-            # The index may have been lost: ask the store itself now and then.
-            if state is None or state.terminal or time.monotonic() - asked_store > 5:
+            # Without a word from the index (ended, lost, away) the store is asked; and in any case now and then.
+            if self._indexed() is None or time.monotonic() - asked_store > 5:
                 result, asked_store = self.peek(), time.monotonic()
                 if result is not None:
                     return _checked(result) if check else result
@@ -90,9 +97,13 @@ class JobHandle:
         try:
             self._store.put(self._result_uri, result.to_json(), content_type="application/json", create_only=True)
         except ObjectExists:
-            return self.status()
-        self._ledger.finish(ref.job_id, JobState.CANCELED)  # a running worker's next beat is refused
-        return JobState.CANCELED
+            ended = self.peek()
+            state = ended.status if ended else JobState.CANCELED
+        else:
+            state = JobState.CANCELED
+        with suppress(QueueUnavailable):  # the result is the truth; this only makes a running worker stop at once
+            self._ledger.finish(ref.job_id, state)
+        return state
 
 
 def _checked(result: JobResult) -> JobResult:

@@ -15,8 +15,12 @@ _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 
+_SIGNALS = {signal.SIGINT, signal.SIGTERM}
+
+
 def _die_with_parent() -> None:
     """Runs in the child before exec: the kernel kills it when the thread that started it ends, however that ends."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     if _libc is not None:
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
@@ -26,16 +30,25 @@ class Process:
 
     def __init__(self, command: list[str], log: Path, env: Mapping[str, str] | None = None):
         self.command, self.log = command, log
-        with log.open("ab") as out:
-            self.popen = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                env=env,
-                start_new_session=True,  # Ctrl-C reaches only the parent, who stops it in good order
-                preexec_fn=_die_with_parent,
-            )
+        # Python swallows a KeyboardInterrupt that arrives inside a fork: it is held back until the child is known.
+        held = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        try:
+            with log.open("ab") as out:
+                self.popen = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=subprocess.STDOUT,
+                    env=env,
+                    start_new_session=True,  # Ctrl-C reaches only the parent, who stops it in good order
+                    preexec_fn=_die_with_parent,
+                )
+        finally:
+            try:
+                signal.pthread_sigmask(signal.SIG_SETMASK, held)
+            except BaseException:  # the interrupt that was held back: nobody holds the child yet who could stop it
+                self.popen.kill()
+                raise
 
     @property
     def pid(self) -> int:

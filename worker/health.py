@@ -11,6 +11,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from prometheus_client import make_wsgi_app
 
 from farm import metrics
+from farm.errors import Misconfigured
 
 
 class Health:
@@ -20,7 +21,11 @@ class Health:
         self.ready = False
         self._refresh = refresh
         self._metrics = make_wsgi_app(metrics.REGISTRY)
-        self._server = make_server(host, port, self._answer, _Server, _Quiet)
+        try:
+            self._server = make_server(host, port, self._answer, _Server, _Quiet)
+        except OSError as error:
+            why = error.strerror
+            raise Misconfigured(f"Cannot serve metrics on {host}:{port} ({why}); set FARM_METRICS_PORT.") from None
         self._thread = threading.Thread(target=self._server.serve_forever, name="health", daemon=True)
 
     @property

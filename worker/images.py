@@ -70,6 +70,8 @@ def decode(image: bytes, mask: bytes | None, *, polarity: str, max_pixels: int) 
     if high == 0:
         raise MaskEmpty("The mask selects nothing; paint white (or choose another mask_polarity) where to edit.")
     warnings = ("The mask keeps nothing: the whole picture is repainted.",) if low == 255 else ()
+    if mask is not None and picture.has_transparency_data:
+        warnings += ("The image's transparency is not kept: the picture is written without an alpha channel.",)
     return Source(picture.convert("RGB"), edits, warnings)
 
 
@@ -87,6 +89,8 @@ def _open(data: bytes, what: str, max_pixels: int) -> Image.Image:
         raise ImageTruncated(
             f"The {what} cannot be decoded ({str(error)[:80]}); upload the whole file again."
         ) from None
+    if picture.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip to white instead of scaling
+        picture = picture.convert("I").point(lambda v: v * (1 / 257)).convert("L")
     return ImageOps.exif_transpose(picture)
 
 

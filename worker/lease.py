@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from types import TracebackType
 
 from farm.errors import Canceled, QueueUnavailable
-from farm.ledger import Ledger
+from farm.ledger import JobRef, Ledger
 
 
 class Lease:
@@ -19,13 +19,13 @@ class Lease:
     else's by now) makes `check` raise, and with it the job's next step.
     """
 
-    def __init__(self, ledger: Ledger, job_id: str, owner: str, *, lease_seconds: float):
-        self._ledger, self._job_id, self._owner, self._seconds = ledger, job_id, owner, lease_seconds
+    def __init__(self, ledger: Ledger, ref: JobRef, owner: str, *, lease_seconds: float):
+        self._ledger, self._ref, self._owner, self._seconds = ledger, ref, owner, lease_seconds
         self._moves = 0
         self._others: Callable[[], int] = lambda: 0
         self._lost = threading.Event()
         self._end = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name=f"lease-{job_id[:8]}", daemon=True)
+        self._thread = threading.Thread(target=self._beat, name=f"lease-{ref.job_id[:8]}", daemon=True)
 
     def moved(self, amount: int = 1) -> None:
         """Say that work went on: bytes read or written, a step made. Raises Canceled when the lease is lost."""
@@ -63,7 +63,7 @@ class Lease:
                 continue
             seen = now
             try:
-                if not self._ledger.beat(self._job_id, self._owner, lease_seconds=self._seconds):
+                if not self._ledger.beat(self._ref, self._owner, lease_seconds=self._seconds):
                     self._lost.set()
                     return
             except QueueUnavailable:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from typing import Any
 
 from celery import Celery, signals
 
@@ -36,43 +37,67 @@ def serve(settings: Settings) -> int:
     app = make_app(settings)
     register(app, Runner(settings, store, ledger, renderer))
     stop = threading.Event()
+    consumer = _Consumer(app, settings, health)
     dispatcher = threading.Thread(
         target=Dispatcher(ledger, Hints(app)).run,
         args=(stop,),
-        kwargs={"every_seconds": min(1.0, settings.lease_seconds / 4)},
+        kwargs={"every_seconds": min(1.0, settings.lease_seconds / 4), "on_back": consumer.consume_anew},
         name="dispatcher",
         daemon=True,
     )
     dispatcher.start()
     try:
-        return _consume(app, settings, health)
+        return consumer.run()
     finally:
         stop.set()
         health.stop()
 
 
-def _consume(app: Celery, settings: Settings, health: Health) -> int:
-    def on_ready(**_: object) -> None:
-        health.ready = True
+class _Consumer:
+    """Celery's worker, its ready and draining states, and a cure for its silence after a broker that was away."""
+
+    def __init__(self, app: Celery, settings: Settings, health: Health):
+        self._health = health
+        self._loop: Any = None
+        signals.worker_ready.connect(self._on_ready, weak=False)
+        signals.worker_shutting_down.connect(self._on_shutting_down, weak=False)
+        self._worker = app.Worker(
+            pool="threads",
+            concurrency=settings.concurrency,
+            hostname=settings.worker_name,
+            loglevel=settings.log_level,
+            quiet=True,
+            without_gossip=True,
+            without_mingle=True,
+            without_heartbeat=True,
+        )
+
+    def run(self) -> int:
+        self._worker.start()
+        return int(self._worker.exitcode or 0)
+
+    def consume_anew(self) -> None:
+        """Make Celery connect again.
+
+        A job that ends while Redis is away cannot be acknowledged, so it fills a place of the prefetch window for
+        ever; with all places filled Celery asks for nothing and never notices that its connection is dead. An error
+        in its own loop makes it reconnect, with an empty window.
+        """
+        hub = getattr(self._loop, "hub", None)
+        if hub is not None:
+            hub.call_soon(_reconnect)
+
+    def _on_ready(self, sender: Any = None, **_: object) -> None:
+        self._loop = sender
+        self._health.ready = True
         metrics.set_worker_state("ready")
         log.info("ready")
 
-    def on_shutting_down(**_: object) -> None:
-        health.ready = False
+    def _on_shutting_down(self, **_: object) -> None:
+        self._health.ready = False
         metrics.set_worker_state("draining")
         log.info("draining: the jobs in hand are finished, no new ones taken")
 
-    signals.worker_ready.connect(on_ready, weak=False)
-    signals.worker_shutting_down.connect(on_shutting_down, weak=False)
-    worker = app.Worker(
-        pool="threads",
-        concurrency=settings.concurrency,
-        hostname=f"{settings.worker_name}@%h",
-        loglevel=settings.log_level,
-        quiet=True,
-        without_gossip=True,
-        without_mingle=True,
-        without_heartbeat=True,
-    )
-    worker.start()
-    return int(worker.exitcode or 0)
+
+def _reconnect() -> None:
+    raise ConnectionResetError("Redis was away: the worker connects anew")

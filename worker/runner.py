@@ -20,8 +20,11 @@ from farm.config import Settings
 from farm.errors import (
     BlackOutput,
     DeadlineExceeded,
+    InputChanged,
+    InputNotFound,
     ObjectExists,
     OutputExists,
+    SpecUnreadable,
     UnknownModel,
     WorkerCrashed,
     WorkerFatal,
@@ -30,7 +33,7 @@ from farm.ledger import JobRef, Ledger, Outcome
 from farm.logs import job_context
 from farm.schemas import EmbeddingRef, InpaintJob, IpAdapterRef, LoraRef, Output, Receipt
 from farm.states import JobState
-from farm.storage import ObjectStore
+from farm.storage import ObjectStore, shown
 from worker import images
 from worker.assets import Asset, Assets
 from worker.lease import Lease
@@ -102,7 +105,7 @@ class Runner:
                 return None
             attempt = Attempt(ref, claim, timings={"queue_wait": claim.waited_seconds})
             try:
-                with Lease(self._ledger, ref.job_id, claim.owner, lease_seconds=self._settings.lease_seconds) as lease:
+                with Lease(self._ledger, ref, claim.owner, lease_seconds=self._settings.lease_seconds) as lease:
                     outputs, receipt = self._render(attempt, lease)
                 return self._verdicts.commit(attempt, JobState.SUCCEEDED, outputs=outputs, receipt=receipt)
             except WorkerFatal:
@@ -142,7 +145,7 @@ class Runner:
             )
             region = images.cut(source, bucket, padding=job.padding_mask_crop, grow=job.grow_mask)
             attempt.warnings += source.warnings
-        lease.moved()
+            lease.moved()
         request = RenderRequest(job, region.image, region.mask, seed, lease.moved, loras, embeddings, ip_adapter)
         with lease.follow(self._renderer.progress):
             rendered = self._renderer.render(request)
@@ -151,23 +154,27 @@ class Runner:
         attempt.warnings += rendered.warnings
         _verify(rendered.images)
         with attempt.stage("encode"):
-            pictures = [
-                images.paste(source, region, painted, feather_px=job.mask_blur, preserve=job.preserve_unmasked)
-                for painted in rendered.images
-            ]
-            files = [images.encode(picture, job.output_format, job.output_quality) for picture in pictures]
+            files = []
+            for painted in rendered.images:
+                picture = images.paste(
+                    source, region, painted, feather_px=job.mask_blur, preserve=job.preserve_unmasked
+                )
+                lease.moved()
+                files.append(images.encode(picture, job.output_format, job.output_quality))
+                lease.moved()
         with attempt.stage("store"):
             outputs, receipts = [], []
-            for index, (picture, data) in enumerate(zip(pictures, files, strict=True)):
+            for index, data in enumerate(files):
                 uri, data = self._write(attempt, job, index, data, lease)
                 receipts.append(images.receipt(source, data))
+                lease.moved()
                 outputs.append(
                     Output(
                         uri=uri,
                         sha256=sha256(data).hexdigest(),
                         bytes=len(data),
-                        width=picture.width,
-                        height=picture.height,
+                        width=source.image.width,
+                        height=source.image.height,
                         seed=seed + index,
                     )
                 )
@@ -176,7 +183,13 @@ class Runner:
 
     def _read_spec(self, ref: JobRef) -> InpaintJob:
         uri = keys.spec_shard(self._settings.store, ref.tenant, ref.batch_id, ref.shard)
-        return InpaintJob.from_json(self._store.get_range(uri, ref.offset, ref.length))
+        try:
+            line = self._store.get_range(uri, ref.offset, ref.length)
+        except (InputNotFound, InputChanged):  # no fault of the job: a store that is not mounted looks like this
+            raise SpecUnreadable(
+                f"The job's spec at {shown(uri)} cannot be read now; is the store the farm's?"
+            ) from None
+        return InpaintJob.from_json(line)
 
     def _fetch(self, attempt: Attempt, what: str, uri: str, lease: Lease) -> bytes:
         data = self._store.get(uri, max_bytes=self._settings.max_image_bytes, progress=lease.moved).data

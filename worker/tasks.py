@@ -8,7 +8,7 @@ from typing import Any
 
 from celery import Celery
 
-from farm.errors import Transient, WorkerFatal
+from farm.errors import FarmError, WorkerFatal
 from farm.queue import RENDER, read_hint
 from worker.runner import Runner
 
@@ -22,13 +22,15 @@ def register(app: Celery, runner: Runner) -> None:
     def render(ref: Any) -> None:
         try:
             hint = read_hint(ref)
-        except (TypeError, KeyError) as error:
+        except (TypeError, ValueError, FarmError) as error:
             log.warning("dropped a malformed hint: %s", error)
             return
         try:
             runner.run(hint)
-        except Transient as error:  # the store or Redis is away: the ledger will hint the job again
-            log.warning("%s before the job was claimed: %s", error.code, error)
         except WorkerFatal:
             log.critical("the worker cannot go on", exc_info=True)
             os._exit(1)  # at once and unsettled: the job's lease ends and another worker takes it
+        except FarmError as error:  # the store or Redis is away: the ledger will hint the job again
+            log.warning("%s before the job was settled: %s", error.code, error)
+        except BaseException:  # whatever escapes a task leaves a worker that answers and never consumes again
+            log.exception("the job could not be settled; its lease will end")

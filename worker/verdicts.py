@@ -22,6 +22,7 @@ from farm.errors import (
     ObjectExists,
     Preempted,
     Resource,
+    SpecUnreadable,
     Transient,
     from_foreign,
 )
@@ -80,8 +81,9 @@ class Verdicts:
             if isinstance(known, Preempted):
                 self._release(attempt, 0.0, charged=False)
                 return None
-            if isinstance(known, (Transient, Resource)) and attempt.claim.attempt < self._settings.max_attempts:
-                delay = random.uniform(0, min(60.0, 2.0 ** (attempt.claim.attempt - 1)))  # full jitter
+            again = attempt.claim.attempt < self._settings.max_attempts or isinstance(known, SpecUnreadable)
+            if isinstance(known, (Transient, Resource)) and again:
+                delay = random.uniform(0, min(60.0, 2.0 ** min(attempt.claim.attempt - 1, 6)))  # full jitter
                 log.warning("%s, trying again in %.1f s: %s", known.code, delay, known)
                 self._release(attempt, delay, charged=True)
                 return None
@@ -89,8 +91,8 @@ class Verdicts:
             if not isinstance(known, InvalidInput):
                 log.error("%s: %s", known.code, known)
             return self.commit(attempt, state, error=ErrorInfo(code=known.code, message=known.message))
-        except Transient as again:  # neither store nor Redis can be told; the lease ends by itself
-            log.warning("cannot settle the job now (%s); its lease will end", again)
+        except Transient as away:  # neither store nor Redis can be told; the lease ends by itself
+            log.warning("cannot settle the job now (%s); its lease will end", away)
             return None
 
     def _release(self, attempt: Attempt, delay: float, *, charged: bool) -> None:

@@ -84,6 +84,11 @@ def test_a_job_with_a_lora_is_rendered_and_the_base_comes_back_bit_for_bit(desk)
     assert {"lora", "vae_encode", "denoise", "vae_decode"} <= set(lora.timings)
 
 
+def test_a_hint_starts_a_job_at_once(desk):
+    handle = desk.submit(custom_id="quick")
+    assert handle.result(timeout=10).timings["queue_wait"] < 5  # long before the dispatcher's look
+
+
 def test_one_idempotency_key_renders_once(desk):
     before = desk.metric(r'farm_images_total\{model="sd15-inpaint"\}')
     first = desk.submit(idempotency_key="order-7", prompt="a table")
@@ -182,6 +187,15 @@ def test_kill_9_in_the_middle_of_a_job_loses_nothing(fragile):
     assert results[0].attempt == 2
     stored = [info.uri for info in fragile.client.store.list(f"{fragile.root}/results/")]
     assert len(stored) == 3
+
+
+def test_a_worker_consumes_again_after_redis_was_away(fragile):
+    handles = [fragile.submit(custom_id=f"job-{n}", num_inference_steps=40, seed=n) for n in range(5)]
+    running(handles[0])
+    fragile.farm.redis.process.kill()
+    time.sleep(8)
+    fragile.farm.redis.start()
+    assert [handle.result(timeout=60).custom_id for handle in handles] == [f"job-{n}" for n in range(5)]
 
 
 def test_sigterm_finishes_the_job_in_hand(fragile):

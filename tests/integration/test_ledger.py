@@ -64,11 +64,11 @@ def test_a_claim_tells_attempt_and_wait(ledger):
 def test_only_the_owner_beats_and_releases(ledger):
     ledger.enqueue(ref(), look_again_in=30)
     owner = claim(ledger).owner
-    assert not ledger.beat("a", "somebody", lease_seconds=30)
+    assert not ledger.beat(ref(), "somebody", lease_seconds=30)
     assert not ledger.release("a", "somebody", delay_seconds=0, charged=True)
-    assert ledger.beat("a", owner, lease_seconds=30)
+    assert ledger.beat(ref(), owner, lease_seconds=30)
     assert ledger.release("a", owner, delay_seconds=0, charged=True)
-    assert not ledger.beat("a", owner, lease_seconds=30)
+    assert not ledger.beat(ref(), owner, lease_seconds=30)
     assert ledger.state("a") is JobState.QUEUED
 
 
@@ -79,8 +79,8 @@ def test_a_lease_that_ended_is_taken_over_and_the_former_owner_refused(ledger):
     second = claim(ledger)
     assert second.outcome is Outcome.CLAIMED
     assert (second.attempt, second.crashes) == (2, 1)
-    assert not ledger.beat("a", first.owner, lease_seconds=30)
-    assert ledger.beat("a", second.owner, lease_seconds=30)
+    assert not ledger.beat(ref(), first.owner, lease_seconds=30)
+    assert ledger.beat(ref(), second.owner, lease_seconds=30)
 
 
 def test_a_beat_keeps_the_lease(ledger):
@@ -88,11 +88,11 @@ def test_a_beat_keeps_the_lease(ledger):
     owner = claim(ledger, lease=0.2).owner
     for _ in range(4):
         time.sleep(0.1)
-        assert ledger.beat("a", owner, lease_seconds=0.2)
+        assert ledger.beat(ref(), owner, lease_seconds=0.2)
     assert claim(ledger).outcome is Outcome.BUSY
 
 
-def test_what_is_due_comes_up_once_and_says_whether_a_hint_is_missing(ledger):
+def test_what_is_due_comes_up_once(ledger):
     ledger.enqueue(ref("waiting"), look_again_in=0)
     ledger.enqueue(ref("later"), look_again_in=30)
     ledger.enqueue(ref("silent"), look_again_in=30)
@@ -100,10 +100,31 @@ def test_what_is_due_comes_up_once_and_says_whether_a_hint_is_missing(ledger):
     ledger.enqueue(ref("given back"), look_again_in=30)
     ledger.release("given back", claim(ledger, "given back").owner, delay_seconds=0, charged=True)
     time.sleep(0.05)
-    due = {job.ref.job_id: job.retry for job in ledger.take_due(limit=10, look_again_in=30)}
-    assert due == {"waiting": False, "silent": True, "given back": True}
+    due = ledger.take_due(limit=10, look_again_in=30)
+    assert {job.job_id for job in due} == {"waiting", "silent", "given back"}
+    assert due[0] == ref(due[0].job_id)
     assert ledger.take_due(limit=10, look_again_in=30) == []
     assert ledger.state("silent") is JobState.QUEUED
+    assert claim(ledger, "silent").crashes == 1
+
+
+def test_a_job_that_waits_long_is_looked_at_ever_more_rarely(ledger, client):
+    ledger.enqueue(ref(), look_again_in=0)
+    waits = []
+    for _ in range(4):
+        client.zadd(keys.DUE, {"a": 0})
+        ledger.take_due(limit=10, look_again_in=10)
+        waits.append(client.zscore(keys.DUE, "a") - time.time())
+    assert [round(wait, -1) for wait in waits] == [20, 40, 80, 160]
+
+
+def test_a_row_that_redis_lost_is_made_again_by_its_owners_beat(ledger, client):
+    ledger.enqueue(ref(), look_again_in=30)
+    owner = claim(ledger).owner
+    client.flushall()
+    assert ledger.beat(ref(), owner, lease_seconds=30)
+    assert ledger.state("a") is JobState.RUNNING
+    assert claim(ledger).outcome is Outcome.BUSY
 
 
 def test_a_preemption_is_not_charged(ledger):

@@ -1,5 +1,6 @@
 """The runner's path over a real Redis and a real store; only the model is a painter that fills with one colour."""
 
+import hashlib
 import threading
 import time
 from io import BytesIO
@@ -134,6 +135,51 @@ def test_an_output_of_another_job_is_not_touched(bench):
     assert bench.run(handle) is JobState.FAILED
     assert handle.peek().error.code == "OutputExists"
     assert bench.store.get(f"{bench.root}/out/x.png", max_bytes=100).data == b"somebody's"
+
+
+def test_adopted_bytes_are_those_that_were_written_first(bench, monkeypatch):
+    handle = bench.submit(output=f"{bench.root}/out/", custom_id="x")
+    with monkeypatch.context() as crash:
+        crash.setattr(bench.runner._verdicts, "commit", lambda *a, **k: (_ for _ in ()).throw(StoreUnavailable("gone")))
+        bench.run(handle)
+    blue = Image.new("RGB", (512, 512), (0, 0, 255))
+    monkeypatch.setattr(bench.painter, "render", lambda request: Rendered([blue], {}))
+    assert bench.run(handle) is JobState.SUCCEEDED
+    stored = bench.store.get(f"{bench.root}/out/x.png", max_bytes=10**7).data
+    assert handle.peek().outputs[0].sha256 == hashlib.sha256(stored).hexdigest()
+    assert Image.open(BytesIO(stored)).getpixel((60, 35)) == (255, 0, 0)
+
+
+def test_a_store_that_is_not_mounted_ends_no_job(bench, tmp_path):
+    handle = bench.submit()
+    specs = tmp_path / "store" / "specs"
+    specs.rename(tmp_path / "elsewhere")
+    for _ in range(bench.settings.max_attempts + 1):
+        assert bench.run(handle) is None
+    assert handle.peek() is None
+    (tmp_path / "elsewhere").rename(specs)
+    assert bench.run(handle) is JobState.SUCCEEDED
+
+
+def test_a_row_lost_while_the_job_runs_loses_nothing(bench):
+    handle = bench.submit()
+
+    def flushed(request):
+        bench.ledger._redis.flushall()
+        for _ in range(10):
+            time.sleep(0.1)
+            request.on_step()
+
+    bench.painter.before = flushed
+    assert bench.run(handle) is JobState.SUCCEEDED
+
+
+def test_a_cancel_that_comes_second_tells_how_the_job_ended(bench, monkeypatch):
+    handle = bench.submit()
+    monkeypatch.setattr(bench.runner._verdicts._ledger, "finish", lambda *a: None)  # the worker dies before its index
+    bench.run(handle)
+    assert handle.status() is JobState.SUCCEEDED
+    assert handle.cancel() is JobState.SUCCEEDED
 
 
 def test_canceled_before_it_began(bench):

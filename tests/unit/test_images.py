@@ -115,6 +115,19 @@ def test_orientation_is_applied():
     assert source.image.size == (30, 20)
 
 
+def test_sixteen_bits_of_grey_are_scaled_and_not_clipped():
+    ramp = Image.fromarray(np.linspace(0, 65535, 64 * 64).astype(np.uint16).reshape(64, 64))
+    source = decode(ramp, box_mask((64, 64), (0, 0, 8, 8)))
+    grey = np.asarray(source.image)[..., 0].astype(int)
+    assert np.abs(grey - np.linspace(0, 255, 64 * 64).reshape(64, 64)).max() <= 1
+
+
+def test_an_alpha_channel_that_is_dropped_is_said():
+    cutout = noise(16, 16).convert("RGBA")
+    cutout.putalpha(box_mask((16, 16), (0, 0, 8, 16)))
+    assert "alpha" in decode(cutout, box_mask((16, 16), (0, 0, 8, 8))).warnings[0]
+
+
 @pytest.mark.parametrize(
     ("mask", "code"),
     [
