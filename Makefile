@@ -40,7 +40,7 @@ $(VENV)/.venv:
 
 $(VENV)/.torch: $(VENV)/.venv
 	@echo "Setting up: torch"
-	@$(PIP) install "$(TORCH)"
+	@$(PIP) install $(TORCH)
 	@touch $@
 
 $(VENV)/.demo: $(VENV)/.torch pyproject.toml constraints.txt

@@ -229,7 +229,8 @@ class Runner:
                 create_only=True,
                 progress=lease.moved,
             )
-            return uri, data
+            # What the receipt measures is what lies there now, not what was sent.
+            return uri, self._store.get(uri, max_bytes=self._settings.max_image_bytes, progress=lease.moved).data
         except ObjectExists:
             there = self._store.get(uri, max_bytes=self._settings.max_image_bytes, progress=lease.moved)
             if (there.metadata.get("job"), there.metadata.get("generation")) != (attempt.ref.job_id, "0"):
