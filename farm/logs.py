@@ -12,7 +12,9 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 
 _job: ContextVar[dict[str, str] | None] = ContextVar("the job at hand", default=None)
-_CREDENTIALS = re.compile(r"(\w+://)[^/@\s]*@")
+# Up to the last "@" of the word: a password may hold "/" and "@". And what signs a presigned address.
+_USER_INFO = re.compile(r"(\w+://)\S*@")
+_SIGNATURE = re.compile(r"([?&](?:x-amz-[\w-]+|signature|awsaccesskeyid|token)=)[^&\s\"']+", re.IGNORECASE)
 
 
 @contextmanager
@@ -33,12 +35,16 @@ class JsonFormatter(logging.Formatter):
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": _CREDENTIALS.sub(r"\1***@", record.getMessage()),
+            "message": _struck(record.getMessage()),
             **(_job.get() or {}),
         }
         if record.exc_info:
-            line["exception"] = _CREDENTIALS.sub(r"\1***@", self.formatException(record.exc_info))
+            line["exception"] = _struck(self.formatException(record.exc_info))
         return json.dumps(line)
+
+
+def _struck(text: str) -> str:
+    return _SIGNATURE.sub(r"\1***", _USER_INFO.sub(r"\1***@", text))
 
 
 def set_up(level: str) -> None:
