@@ -13,6 +13,7 @@
     ├── Transient                 the world is at fault: retried with full jitter
     │   └── StoreUnavailable (SpecUnreadable among it), QueueUnavailable
     ├── Resource                  out of memory: once more, with a smaller batch
+    ├── InternalError             a failure that nobody foresaw
     ├── WorkerCrashed             the job took down several workers: given up
     ├── WorkerFatal               nothing may be committed, the process ends
     ├── Preempted                 the machine is taken away: re-queued, not charged
@@ -227,6 +228,10 @@ class Preempted(FarmError):
 
 
 # The end of a worker, of a job, of a wait
+
+
+class InternalError(FarmError):
+    pass
 
 
 class WorkerCrashed(FarmError):

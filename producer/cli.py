@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from typing import BinaryIO
@@ -42,6 +43,7 @@ def demo(out: Path, jobs: int) -> None:
 
     from producer.demo import run_demo
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # to be stopped in good order by either
     try:
         code = run_demo(out, jobs=jobs, console=Console())
     except KeyboardInterrupt:

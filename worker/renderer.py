@@ -23,7 +23,7 @@ from PIL import Image
 
 from farm import metrics
 from farm.config import Settings
-from farm.errors import FeatureUnavailable, Misconfigured, NsfwContent
+from farm.errors import FeatureUnavailable, Misconfigured, NsfwContent, WorkerFatal
 from farm.schemas import InpaintJob
 from farm.weights import read_header
 from worker.engine import StableDiffusionInpaintPipeline
@@ -93,8 +93,13 @@ class WarmRenderer:
     def render(self, request: RenderRequest) -> Rendered:
         with self._lock, torch.inference_mode():
             swap_seconds = self._put_on(request)
-            with self._extras(request) as arguments:
-                return self._paint(request, swap_seconds, arguments)
+            try:
+                with self._extras(request) as arguments:
+                    return self._paint(request, swap_seconds, arguments)
+            except RuntimeError as error:
+                if "CUDA error" in str(error):  # sticky: nothing more can be done on this device by this process
+                    raise WorkerFatal(f"The device failed: {str(error).splitlines()[0]}") from error
+                raise
 
     def _put_on(self, request: RenderRequest) -> float:
         """The job's LoRAs on the model, and only those; seconds it took, 0 if they were there already."""

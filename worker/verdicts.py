@@ -16,8 +16,8 @@ from farm.config import Settings
 from farm.errors import (
     Canceled,
     DeadlineExceeded,
-    FarmError,
     InputNotFound,
+    InternalError,
     InvalidInput,
     ObjectExists,
     Preempted,
@@ -72,7 +72,10 @@ class Verdicts:
         known = from_foreign(error)
         if known is None:
             out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-            known = (Resource if out_of_memory else FarmError)(f"{type(error).__name__}: {str(error)[:200]}")
+            known = (Resource if out_of_memory else InternalError)(
+                f"The worker failed in a way it does not know ({type(error).__name__}: {str(error)[:200]}); tell its "
+                "maintainers, with the job's id."
+            )
             log.exception("unexpected failure", exc_info=error)
         try:
             if isinstance(known, Canceled):  # by request (a result says so), or the lease is another's by now

@@ -7,7 +7,7 @@ from PIL import Image
 from safetensors.torch import save
 
 from farm.config import load_settings
-from farm.errors import FarmError, Misconfigured
+from farm.errors import FarmError, Misconfigured, WorkerFatal
 from farm.schemas import InpaintJob
 from tests.engine import ip_adapter_files
 from worker.assets import Asset
@@ -95,6 +95,15 @@ def test_what_is_no_weights_file_is_refused(renderer, data):
         assert caught.value.code in ("UnsafeWeightsFormat", "LoraInvalid", "EmbeddingInvalid", "CheckpointInvalid"), (
             read
         )
+
+
+def test_a_device_that_failed_ends_the_worker(renderer, monkeypatch):
+    def fail(requests):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore words")
+
+    monkeypatch.setattr(renderer._pipe, "denoise_step", fail)
+    with pytest.raises(WorkerFatal, match=r"illegal memory access was encountered$"):
+        render(renderer)
 
 
 @pytest.mark.parametrize(

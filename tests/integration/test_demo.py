@@ -81,14 +81,15 @@ def test_nothing_is_left_running(demo):
     assert children_of(demo[0]) == []
 
 
-def test_ctrl_c_stops_what_it_started(tmp_path):
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_stops_what_it_started(tmp_path, how):
     out = tmp_path / "out"
     child = subprocess.Popen([*COMMAND, "--out", str(out)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     end = time.monotonic() + 60
     while not (out / "farm" / "worker.log").exists():
         assert time.monotonic() < end and child.poll() is None
         time.sleep(0.1)
-    child.send_signal(signal.SIGINT)
+    child.send_signal(how)
     assert child.wait(30) == 130
     assert b"Traceback" not in child.stdout.read()
     assert children_of(out) == []
