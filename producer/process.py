@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import ctypes
+import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
-
-
-_SIGNALS = {signal.SIGINT, signal.SIGTERM}
-
-
-def _die_with_parent() -> None:
-    """Runs in the child before exec: the kernel kills it when the thread that started it ends, however that ends."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-    if _libc is not None:
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+# The kernel kills the child when the thread that started it ends, however that ends. util-linux' setpriv says so, not a
+# function run after the fork: with one, Python runs hooks of its own there, which swallow a Ctrl-C that arrives then.
+_SETPRIV = shutil.which("setpriv")
+_DIE_WITH_PARENT = [_SETPRIV, "--pdeathsig", "KILL", "--"] if _SETPRIV else []
 
 
 class Process:
@@ -30,25 +21,15 @@ class Process:
 
     def __init__(self, command: list[str], log: Path, env: Mapping[str, str] | None = None):
         self.command, self.log = command, log
-        # Python swallows a KeyboardInterrupt that arrives inside a fork: it is held back until the child is known.
-        held = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-        try:
-            with log.open("ab") as out:
-                self.popen = subprocess.Popen(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=out,
-                    stderr=subprocess.STDOUT,
-                    env=env,
-                    start_new_session=True,  # Ctrl-C reaches only the parent, who stops it in good order
-                    preexec_fn=_die_with_parent,
-                )
-        finally:
-            try:
-                signal.pthread_sigmask(signal.SIG_SETMASK, held)
-            except BaseException:  # the interrupt that was held back: nobody holds the child yet who could stop it
-                self.popen.kill()
-                raise
+        with log.open("ab") as out:
+            self.popen = subprocess.Popen(
+                [*_DIE_WITH_PARENT, *command],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=env,
+                start_new_session=True,  # Ctrl-C reaches only the parent, who stops it in good order
+            )
 
     @property
     def pid(self) -> int:
