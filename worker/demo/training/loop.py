@@ -70,9 +70,8 @@ def train(
     saved, if the clock was told to stop.
     """
     parameters = [p for p in stage.network.parameters() if p.requires_grad]
-    on_gpu = parameters[0].is_cuda
     optimizer = torch.optim.AdamW(
-        parameters, lr=schedule.learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=on_gpu
+        parameters, lr=schedule.learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True
     )
     average = Average(stage.network, schedule.average)
     step, done = _load(state, stage, optimizer, average, clock) if state.is_file() else (0, False)

@@ -125,14 +125,17 @@ SMOKE = Settings(
 )
 
 CPU = Settings(
-    vae=VaeSettings(Schedule(steps=12_000, batch=8, learning_rate=5e-4, average=0.998), (16, 32, 64, 96), crop=64),
-    pool=PoolSettings(((128, 128, 32_000), (192, 128, 3_000), (128, 192, 3_000))),
-    denoiser=DenoiserSettings(Schedule(steps=20_000, batch=16, learning_rate=4e-4, average=0.999), (48, 96, 160)),
+    vae=VaeSettings(Schedule(steps=12_000, batch=8, learning_rate=6e-4, average=0.998), (16, 32, 64, 96), crop=64),
+    pool=PoolSettings(((128, 128, 13_000), (192, 128, 1_200), (128, 192, 1_200), (192, 192, 800))),
+    denoiser=DenoiserSettings(Schedule(steps=20_000, batch=16, learning_rate=5e-4, average=0.999), (48, 96, 160)),
     looks=LookSettings(
-        Schedule(steps=800, batch=8, learning_rate=1e-3, warmup=20, average=0.99), PoolSettings(((128, 128, 800),))
+        Schedule(steps=800, batch=8, learning_rate=1e-3, warmup=20, average=0.99),
+        PoolSettings(((128, 128, 700),)),
+        attention_rank=2,
+        convolution_rank=3,
     ),
-    minutes=175,
-    marks=(0.22, 0.85, 0.99),
+    minutes=110,
+    marks=(0.25, 0.8, 0.99),
     workers=1,
 )
 
