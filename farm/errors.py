@@ -4,7 +4,7 @@
     ├── InvalidInput              the job or what it points at is wrong: never retried
     │   ├── InvalidParameter, UnknownField, UnsupportedSpecVersion, SpecTooLarge, InvalidPrompt, InvalidName,
     │   │   UrlNotAllowed, DeadlineInPast, UnknownModel
-    │   ├── InputNotFound, InputForbidden, InputChanged, ObjectTooLarge, AccessDenied
+    │   ├── InputNotFound, InputForbidden, InputChanged, ObjectTooLarge, AccessDenied, SignatureInvalid
     │   ├── UnsupportedImageFormat, ImageTruncated, ImageTooLarge, ImageSizeOutOfRange, AnimatedImageUnsupported,
     │   │   MaskSizeMismatch, MaskEmpty
     │   ├── UnsafeWeightsFormat, LoraInvalid, LoraIncompatible, LoraNoEffect, LoraNonFinite, LoraNotFound,
@@ -109,6 +109,10 @@ class ObjectTooLarge(InvalidInput):
 
 
 class AccessDenied(InvalidInput):
+    pass
+
+
+class SignatureInvalid(InvalidInput):
     pass
 
 
