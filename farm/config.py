@@ -23,10 +23,12 @@ class Settings(BaseSettings):
 
     # Where things are
     redis_url: str = Field(
-        default="redis://127.0.0.1:6379/0", pattern="^rediss?://|^unix://"
-    )  # the index and the Celery broker
+        default="redis://127.0.0.1:6379/0", pattern="^rediss?://|^unix://", repr=False
+    )  # the index and the Celery broker; it may hold a password
+    allow_plain_redis: bool = False  # redis:// to another machine, whose password and jobs anyone between can read
     store: str = ""  # the farm's own store: s3://bucket/prefix or file:///folder
     local_roots: tuple[str, ...] = ()  # further folders that a local store may read inputs from
+    tenants: Path | None = None  # JSON: each tenant's keys, weight, quota and places; none: see farm/tenants.py
 
     # S3, for stores that are not AWS (credentials come from the usual AWS_* variables or the instance's role)
     s3_endpoint: str | None = None
