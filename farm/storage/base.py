@@ -129,7 +129,8 @@ class ObjectStore(ABC):
 # Names
 
 _MAX_KEY_BYTES = 1024  # S3's limit
-_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+_BUCKET = re.compile(r"(?!.*\.[.-])(?!.*-\.)[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+_HOST = re.compile(r"[0-9]+(?:\.[0-9]+){3}|[^@]*:[^@]*")  # an IPv4 or IPv6 address, or a port
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _ENCODED_ESCAPE = re.compile(r"%(?:25)*(?:2e|2f|5c|00)", re.IGNORECASE)
 RESERVED = ".farm-meta"
@@ -156,6 +157,8 @@ def split(uri: str, scheme: str, *, prefix: bool = False) -> tuple[str, str]:
     bucket, slash, key = uri[len(start) :].partition("/")
     if scheme == "file" and bucket:
         raise UrlNotAllowed(f"{shown(uri)!r} names a host; write three slashes, {start}/absolute/path.")
+    if scheme != "file" and _HOST.fullmatch(bucket):
+        raise UrlNotAllowed(f"{shown(uri)!r} names a host; the farm's endpoint is its own, write {start}bucket/key.")
     if scheme != "file" and not _BUCKET.fullmatch(bucket):
         raise InvalidName(f"{shown(uri)!r} does not begin with a bucket's name (3 to 63 of a-z, 0-9, '.', '-').")
     _check_key(uri, key, prefix and (bool(slash) or scheme != "file"))
