@@ -1,20 +1,28 @@
-"""JSON logs, one object a line, with the job they are about."""
+"""JSON logs, one object a line, with the job they are about and without anybody's secret."""
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from urllib.parse import unquote, urlsplit
 
 _job: ContextVar[dict[str, str] | None] = ContextVar("the job at hand", default=None)
-# Up to the last "@" of the word: a password may hold "/" and "@". And what signs a presigned address.
+# Up to the last "@" of the word: a password may hold "/" and "@". And what signs a presigned address or a request.
 _USER_INFO = re.compile(r"(\w+://)\S*@")
-_SIGNATURE = re.compile(r"([?&](?:x-amz-[\w-]+|signature|awsaccesskeyid|token)=)[^&\s\"']+", re.IGNORECASE)
+_SIGNATURE = re.compile(
+    r"""((?:x-amz-(?:signature|credential|security-token)|[?&](?:x-amz-[\w-]+|signature|awsaccesskeyid|token))
+    ['"]?\s*[=:]\s*b?['"]?|\bsignature=)[^&\s"',]+""",
+    re.IGNORECASE | re.VERBOSE,
+)
+_SHORTEST_SECRET = 6  # striking out "a" everywhere would hide the log, not the secret
+_LOUD = ("boto3", "botocore", "urllib3", "s3transfer")  # at DEBUG they print signed requests and session tokens
 
 
 @contextmanager
@@ -28,23 +36,35 @@ def job_context(**fields: str) -> Iterator[None]:
 
 
 class JsonFormatter(logging.Formatter):
-    """JSON escapes control characters, so nobody's prompt can forge a line; credentials in URLs are struck out."""
+    """JSON escapes control characters, so nobody's prompt can forge a line; secrets are struck out."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": _struck(record.getMessage()),
-            **(_job.get() or {}),
+            "message": struck(record.getMessage()),
+            **{name: struck(str(value)) for name, value in (_job.get() or {}).items()},
         }
         if record.exc_info:
-            line["exception"] = _struck(self.formatException(record.exc_info))
+            line["exception"] = struck(self.formatException(record.exc_info))
         return json.dumps(line)
 
 
-def _struck(text: str) -> str:
+def struck(text: str) -> str:
+    """`text` without credentials: those of addresses, signatures, and this process' own, wherever they stand."""
+    for secret in _own_secrets():
+        text = text.replace(secret, "***")
     return _SIGNATURE.sub(r"\1***", _USER_INFO.sub(r"\1***@", text))
+
+
+def _own_secrets() -> Iterator[str]:
+    """What the environment gave this process to prove who it is: other libraries may put it into their messages."""
+    found = {os.environ.get(name, "") for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")}
+    with suppress(ValueError):
+        password = urlsplit(os.environ.get("FARM_REDIS_URL", "")).password or ""
+        found |= {password, unquote(password)}
+    return (secret for secret in found if len(secret) >= _SHORTEST_SECRET)
 
 
 def set_up(level: str) -> None:
@@ -54,3 +74,5 @@ def set_up(level: str) -> None:
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     logging.getLogger("celery.app.trace").setLevel(logging.WARNING)  # its every task is a job of ours, logged as such
+    for name in _LOUD:
+        logging.getLogger(name).setLevel(logging.INFO)

@@ -1,11 +1,14 @@
 """A log line is one JSON object, about one job, and holds no secret."""
 
+import io
 import json
 import logging
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from farm.logs import JsonFormatter, job_context
+from farm.logs import JsonFormatter, job_context, set_up, struck
 
 
 def line(message, *arguments, error=None):
@@ -20,19 +23,72 @@ def test_a_line_carries_its_job():
     assert "job_id" not in json.loads(line("hello"))
 
 
-def test_a_prompt_cannot_forge_a_line():
-    assert "\n" not in line('x\n{"level": "critical"}\x1b[2J') and "\x1b" not in line("\x1b[2J")
+@given(st.text(st.characters()))
+def test_no_text_can_forge_a_line_or_move_a_cursor(text):
+    made = line("%s", text)
+    assert made.isascii() and made.isprintable()
+    assert json.loads(made)["level"] == "info"
+
+
+@pytest.mark.parametrize("text", ['x\n{"level": "critical"}', "\x1b[2J\x1b]0;gone\x07", "\r", "\u202e\u2028\x9b31m"])
+def test_control_characters_are_kept_and_escaped(text):
+    made = line("prompt: %s", text)
+    assert text not in made and json.loads(made)["message"] == f"prompt: {text}"
 
 
 @pytest.mark.parametrize(
-    "url",
+    "text",
     [
         "redis://user:secret@host/0",
         "redis://:se/cr@secret@host/0",
         "https://b.example/k?X-Amz-Signature=secret&x=1",
         "https://b.example/k?a=1&token=secret",
+        "https://b.example/k?a=1&X-Amz-Security-Token=secret",
+        "{'X-Amz-Security-Token': b'secret', 'Host': 'b.example'}",
+        "AWS4-HMAC-SHA256 Credential=AKIA/2030, SignedHeaders=host, Signature=secret",
+        "x-amz-security-token:secret",
     ],
 )
-def test_secrets_are_struck_out(url):
-    assert "secret" not in line("cannot reach %s now", url)
-    assert "secret" not in line("failed", error=RuntimeError(url))
+def test_secrets_are_struck_out(text):
+    assert "secret" not in line("cannot reach %s now", text)
+    assert "secret" not in line("failed", error=RuntimeError(text))
+    with job_context(place=text):
+        assert "secret" not in line("hello")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("AWS_SECRET_ACCESS_KEY", "hush+hush/hush", "hush+hush/hush"),
+        ("AWS_SESSION_TOKEN", "hush+hush/hush", "hush+hush/hush"),
+        ("FARM_REDIS_URL", "redis://worker:hush%2Bhush@redis.example/0", "hush+hush"),
+        ("FARM_REDIS_URL", "redis://worker:hush%2Bhush@redis.example/0", "hush%2Bhush"),
+    ],
+)
+def test_this_process_own_secrets_are_struck_out_wherever_they_stand(monkeypatch, name, value, told):
+    assert told in line("AUTH failed for %s.", told)
+    monkeypatch.setenv(name, value)
+    assert json.loads(line("AUTH failed for %s.", told))["message"] == "AUTH failed for ***."
+
+
+def test_a_short_password_does_not_hide_the_log(monkeypatch):
+    monkeypatch.setenv("FARM_REDIS_URL", "redis://:a@redis.example/0")
+    assert struck("a job failed") == "a job failed"
+
+
+def test_an_address_that_cannot_be_read_is_no_reason_to_fail(monkeypatch):
+    monkeypatch.setenv("FARM_REDIS_URL", "redis://[")
+    assert struck("hello") == "hello"
+
+
+def test_libraries_that_print_requests_are_kept_from_it(monkeypatch):
+    root, before = logging.getLogger(), (logging.getLogger().handlers[:], logging.getLogger().level)
+    monkeypatch.setattr("sys.stderr", stream := io.StringIO())
+    try:
+        set_up("DEBUG")
+        logging.getLogger("botocore.endpoint").debug("request headers: %s", "whatever")
+        logging.getLogger("farm").debug("seen")
+    finally:
+        root.handlers[:], level = before
+        root.setLevel(level)
+    assert [json.loads(made)["message"] for made in stream.getvalue().splitlines()] == ["seen"]
