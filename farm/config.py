@@ -57,6 +57,8 @@ class Settings(BaseSettings):
     lease_seconds: float = Field(default=60.0, gt=0)  # a job is somebody else's when its worker is silent for so long
     max_attempts: int = Field(default=5, ge=1)  # of a job whose failures are transient
     max_crashes: int = Field(default=3, ge=1)  # workers a job may take down before it is given up
+    stall_seconds: float = Field(default=120.0, gt=0)  # the process ends when the device does nothing for so long
+    weight_check_swaps: int = Field(default=16, ge=0)  # LoRA swaps between two looks at the base weights; 0: never
     metrics_port: int = Field(default=9090, ge=0, le=65535)  # /metrics /healthz /readyz; 0 takes any free port
     metrics_host: str = "0.0.0.0"
     worker_name: str = Field(default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}")
