@@ -1,0 +1,134 @@
+"""A worker of the farm, all of it but the model: `python -m tests.faults.noop_worker`.
+
+Its renderer paints a plain colour in NOOP_SECONDS ("0.005-0.2"), so that thousands of jobs run on two cores; the rest
+is `worker.lifecycle.serve`. No attempt paints the colour of another, so a late worker whose bytes should win would be
+seen by their hash. A job's prompt may tell the renderer to misbehave (`CONDUCT`). What the worker was given and
+what it won is appended to NOOP_EVENTS/<pid>.ndjson, line by line, so that a kill loses none.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from PIL import Image
+
+from farm.config import load_settings
+from farm.ledger import Claim, JobRef, Ledger
+from farm.logs import set_up
+from farm.schemas import InpaintJob
+from farm.storage import ObjectInfo, ObjectStore
+from tests.faults.notes import Notes
+from worker.runner import Rendered, RenderRequest
+
+
+def _raise(error: BaseException) -> None:
+    raise error
+
+
+# What a renderer may do to its worker, by the prompt that asks for it.
+CONDUCT: dict[str, Callable[[], None]] = {
+    "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "memory": lambda: _raise(MemoryError()),
+    "exit": lambda: _raise(SystemExit(1)),
+    "hang": lambda: time.sleep(3600),
+}
+
+
+class Painter:
+    device, checkpoint_sha256 = "cpu", "0" * 64
+
+    def __init__(self, settings: object):
+        low, high = os.environ.get("NOOP_SECONDS", "0.005-0.2").split("-")
+        self._low, self._high = float(low), float(high)
+        self._moves = 0
+
+    def warm_up(self) -> None:
+        pass
+
+    def refresh_metrics(self) -> None:
+        pass
+
+    def progress(self) -> int:
+        return self._moves
+
+    def read_lora(self, data: bytes) -> bytes:
+        return data
+
+    read_embedding = read_ip_adapter = read_lora
+
+    def render(self, request: RenderRequest) -> Rendered:
+        """As many steps as the job asks for, in a time that its seed chooses."""
+        job: InpaintJob = request.job
+        seconds = random.Random(request.seed).uniform(self._low, self._high)
+        for step in range(job.num_inference_steps):
+            time.sleep(seconds / job.num_inference_steps)
+            if step == job.num_inference_steps // 2 and job.prompt in CONDUCT:
+                CONDUCT[job.prompt]()
+            self._moves += 1
+            request.on_step()
+        colour = tuple(random.SystemRandom().randrange(1, 256) for _ in "rgb")
+        pictures = [Image.new("RGB", request.image.size, colour) for _ in range(job.num_images_per_prompt)]
+        return Rendered(pictures, {"denoise": seconds})
+
+
+def watched_store(store: ObjectStore, notes: Notes) -> ObjectStore:
+    """The store, noting each create-once write that succeeds."""
+    put = store.put
+
+    def noted(uri: str, data: bytes, **options: Any) -> ObjectInfo:
+        info = put(uri, data, **options)
+        if options["create_only"]:
+            notes.write(kind="won", uri=uri, at=time.time())
+        return info
+
+    store.put = noted  # type: ignore[method-assign]
+    return store
+
+
+def watched_ledger(notes: Notes) -> type[Ledger]:
+    """A ledger that notes each claim that succeeds, and when it may have happened."""
+
+    class Watched(Ledger):
+        def claim(self, refs: Sequence[JobRef], *, lease_seconds: float) -> list[Claim]:
+            begin = time.time()
+            claims = super().claim(refs, lease_seconds=lease_seconds)
+            for ref, claim in zip(refs, claims, strict=True):
+                if claim.attempt:
+                    notes.write(kind="claimed", job=ref.job_id, attempt=claim.attempt, begin=begin, end=time.time())
+            return claims
+
+        def release(self, ref: JobRef, owner: str, *, charged: bool = True, **options: Any) -> bool:
+            released = super().release(ref, owner, charged=charged, **options)
+            if not charged:
+                notes.write(kind="given back", job=ref.job_id)
+            return released
+
+    return Watched
+
+
+def main() -> int:
+    # The renderer's own module would import torch: two seconds of start-up and 300 MB for a plain colour.
+    stand_in = ModuleType("worker.renderer")
+    stand_in.WarmRenderer = Painter  # type: ignore[attr-defined]
+    sys.modules["worker.renderer"] = stand_in
+    from worker import lifecycle
+
+    settings = load_settings()
+    set_up(settings.log_level)
+    notes = Notes(Path(os.environ["NOOP_EVENTS"]) / f"{os.getpid()}.ndjson")
+    lifecycle.Ledger = watched_ledger(notes)  # type: ignore[misc]
+    open_store = type(settings).open_store
+    type(settings).open_store = lambda self: watched_store(open_store(self), notes)  # type: ignore[method-assign]
+    return lifecycle.serve(settings)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
