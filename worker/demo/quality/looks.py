@@ -7,13 +7,13 @@ the assumption that all spread alike): every look is a normal distribution, and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
 
-from worker.demo.scenes import make_scene
+from worker.demo.scenes import Scene, make_scene
 from worker.demo.scenes.looks import LOOKS
 from worker.demo.scenes.palette import to_lab
 
@@ -101,10 +101,14 @@ class LookClassifier:
         return self.names[int((distance - np.linalg.slogdet(self.precisions)[1]).argmin())]
 
 
-def generator_numbers(seed: int, name: str, examples: int, shape: tuple[int, int] = (128, 128)) -> Iterable[np.ndarray]:
-    """`look_numbers` of generator scenes in a look, or in none."""
+def look_scenes(seed: int, name: str, examples: int, shape: tuple[int, int] = (128, 128)) -> Iterator[Scene]:
+    """Generator scenes in a look, or in none."""
     for index in range(examples):
         kind = ("plain", "gradient", "paper", "two colours")[index % 4]
-        look = None if name == PLAIN else name
-        scene = make_scene(seed, index, shape, kind=kind, mask="around", look=look)
+        yield make_scene(seed, index, shape, kind=kind, mask="around", look=None if name == PLAIN else name)
+
+
+def generator_numbers(seed: int, name: str, examples: int, shape: tuple[int, int] = (128, 128)) -> Iterable[np.ndarray]:
+    """`look_numbers` of those scenes."""
+    for scene in look_scenes(seed, name, examples, shape):
         yield look_numbers(scene.picture.astype(np.float32) / 255, scene.mask)

@@ -67,7 +67,7 @@ def train(
     """Train `stage.network`, from `state` on where that file exists, and leave the averaged weights in it.
 
     Ends after the schedule's steps, or when the clock says that the stage's time is over. Raises Stopped, having
-    saved, if the clock was told to stop.
+    saved, within `log_every` steps of the clock's being told to stop.
     """
     parameters = [p for p in stage.network.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
@@ -79,7 +79,8 @@ def train(
     save = partial(_save, state, stage, optimizer, average, clock)
     sums = torch.zeros(2, device=parameters[0].device)
     while step < schedule.steps and not clock.over and not done:
-        if clock.stopping:
+        # only where a line of the journal is whole, so that the journal, too, goes on as if nothing had been
+        if clock.stopping and step % log_every == 0:
             save(step)
             raise Stopped
         progress = max(step / schedule.steps, clock.progress)

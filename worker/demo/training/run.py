@@ -123,7 +123,7 @@ class Run:
 
 @contextmanager
 def _stopped_by_signals(clock: Clock) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the run at the next step, saved."""
+    """Ctrl-C and SIGTERM end the run within a few steps, saved."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else tokenizers warn of every process that makes scenes
     before = {number: signal.signal(number, clock.stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
