@@ -88,7 +88,7 @@ def text_config(width: int, layers: int, entries: int) -> dict[str, Any]:
         "projection_dim": width,
         "hidden_act": "quick_gelu",
         "layer_norm_eps": 1e-5,
-        "torch_dtype": "float32",  # as the real one says it: else transformers takes the file's type, diffusers does not
+        "torch_dtype": "float32",  # as the real one has it: else transformers takes the file's type, unlike diffusers
         "vocab_size": entries,
         "bos_token_id": begin,
         "eos_token_id": end,
