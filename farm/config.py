@@ -40,6 +40,11 @@ class Settings(BaseSettings):
     s3_read_timeout: float = Field(default=60.0, gt=0)  # seconds
     s3_max_attempts: int = Field(default=1, ge=1)  # of one request, inside botocore; the farm itself retries jobs
 
+    # The queue
+    tenant_quota: int = Field(default=0, ge=0)  # jobs a tenant may have queued where no tenants file says; 0: no limit
+    redis_full_at: float = Field(default=0.9, gt=0, le=1)  # of Redis' maxmemory; beyond it nothing new is accepted
+    reconcile_seconds: float = Field(default=3600.0, gt=0)  # the store is walked for jobs the index has lost
+
     # Limits of what comes in
     max_image_bytes: int = 256 * 1024**2
     max_image_pixels: int = 100_000_000
@@ -55,6 +60,7 @@ class Settings(BaseSettings):
     lora_ram_bytes: int = 4 * 1024**3  # LoRAs kept in memory between jobs
     concurrency: int = Field(default=2, ge=1)  # jobs in hand at once: one renders while others fetch and write
     lease_seconds: float = Field(default=60.0, gt=0)  # a job is somebody else's when its worker is silent for so long
+    drain_seconds: float = Field(default=25.0, ge=0)  # after SIGTERM: jobs that fit are finished, others are saved
     max_attempts: int = Field(default=5, ge=1)  # of a job whose failures are transient
     max_crashes: int = Field(default=3, ge=1)  # workers a job may take down before it is given up
     stall_seconds: float = Field(default=120.0, gt=0)  # the process ends when the device does nothing for so long

@@ -223,6 +223,14 @@ class QueueUnavailable(Transient):
     pass
 
 
+class QuotaExceeded(Transient):
+    """A tenant has as much accepted and unfinished work as it may; what was accepted stays."""
+
+
+class FarmFull(Transient):
+    """Redis has no room for more of an index; what was accepted stays."""
+
+
 class Resource(FarmError):
     retryable = True
 

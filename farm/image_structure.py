@@ -32,11 +32,11 @@ _PLUGINS: dict[Format, type[ImageFile.ImageFile]] = {
     "AVIF": AvifImagePlugin.AvifImageFile,
     "TIFF": TiffImagePlugin.TiffImageFile,
 }
-# What Pillow's plugins raise for a header that they cannot read.
-_UNREADABLE = (
+UNREADABLE = (
     *(OSError, SyntaxError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError),
     *(struct.error, zlib.error, Image.DecompressionBombError),
 )
+"""What Pillow raises for something that it cannot read."""
 
 
 def open_picture(data: bytes, name: Format) -> ImageFile.ImageFile:
@@ -47,7 +47,7 @@ def open_picture(data: bytes, name: Format) -> ImageFile.ImageFile:
     """
     try:
         return _PLUGINS[name](BytesIO(data))
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise ImageTruncated(
             f"The {name} file is damaged: its header cannot be read ({type(error).__name__}); send it again."
         ) from error
@@ -248,7 +248,8 @@ def avif(data: bytes, judge: Judge) -> int:
 _TIFF_TYPES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _TIFF_COUNTS = {3: "H", 4: "I", 16: "Q"}  # the types that sizes and offsets come in
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _PLANAR = 256, 257, 258, 259, 262, 284
-_SAMPLES, _ROWS_PER_STRIP, _TILE_WIDTH, _TILE_HEIGHT = 277, 278, 322, 323
+_SAMPLES, _ROWS_PER_STRIP, _TILE_WIDTH, _TILE_HEIGHT, _SAMPLE_FORMAT = 277, 278, 322, 323, 339
+_SMALL_TILE = 1024 * 1024  # px: as large as that a tile may be whatever the picture's size
 _STRIPS, _TILES = (273, 279), (324, 325)  # where each begins, and its bytes
 
 
@@ -259,8 +260,11 @@ def tiff(data: bytes, judge: Judge) -> int:
         judge(width, height)
         if table.get(_SAMPLES, (1,))[0] > TiffImagePlugin.MAX_SAMPLESPERPIXEL:
             _unsupported("The TIFF file has too many channels")
+        bits = max(table.get(_BITS, (1,)))
+        if bits > 16 or set(table.get(_SAMPLE_FORMAT, ())) - {1}:  # which Pillow would clip to 0…255, not scale
+            _unsupported("The TIFF file's values are not whole numbers of 16 bits or less")
         _check_strips(data, table, width, height)
-        return table.get(_BITS, (1,))[0]
+        return bits
     except (struct.error, LookupError, ArithmeticError):  # offsets may be absurd, sizes 0
         _cut("TIFF", "its table of contents is broken")
 
@@ -294,6 +298,8 @@ def _check_strips(data: bytes, table: dict[int, tuple[int, ...]], width: int, he
     """Each strip or tile that the picture needs must lie inside the file."""
     tiled = _TILES[0] in table
     across, down = (table[_TILE_WIDTH][0], table[_TILE_HEIGHT][0]) if tiled else (width, height)
+    if tiled and across * down > max(_SMALL_TILE, 4 * width * height):  # libtiff makes room for a whole one
+        _unsupported("The TIFF file's tiles are far larger than its picture")
     if not tiled:
         down = min(table.get(_ROWS_PER_STRIP, (height,))[0], height)
     planes = table.get(_SAMPLES, (1,))[0] if table.get(_PLANAR) == (2,) else 1

@@ -47,6 +47,37 @@ vram_bytes = Gauge(
 )
 worker_state = Gauge("farm_worker_state", "1 for the state the worker is in.", ("state",), registry=REGISTRY)
 
+# The dispatcher's. Of several dispatchers only the one that leads fills the queue's gauges.
+
+queue_jobs = Gauge(
+    "farm_queue_jobs",
+    "Jobs by state: unindexed (accepted, waiting in the store), ready, hinted, running.",
+    ("model", "state"),
+    registry=REGISTRY,
+)
+queue_oldest_seconds = Gauge(
+    "farm_queue_oldest_seconds", "Age of the oldest job that is ready to be hinted.", ("model",), registry=REGISTRY
+)
+backlog_gpu_seconds = Gauge(
+    "farm_backlog_gpu_seconds",
+    "Work left: jobs that have not ended, times the seconds a worker spends on one.",
+    ("model",),
+    registry=REGISTRY,
+)
+hints = Counter("farm_hinted_jobs_total", "Jobs hinted to the workers.", ("model",), registry=REGISTRY)
+redeliveries = Counter(
+    "farm_redeliveries_total", "Jobs made ready again: a lease ended, a retry was due, a hint came to nothing.",
+    registry=REGISTRY,
+)  # fmt: skip
+dead_jobs = Counter(
+    "farm_dead_jobs_total",
+    "Jobs given up although nothing is known to be wrong with them.",
+    registry=REGISTRY,
+)
+reconciled = Counter(
+    "farm_reconciled_total", "Batches and single jobs brought back into the index from the store.", registry=REGISTRY
+)
+
 
 def declare(model: str, device: str) -> None:
     """Make the series of one worker exist at zero, so that rates work from the first event."""
@@ -60,6 +91,15 @@ def declare(model: str, device: str) -> None:
     for kind in VRAM_KINDS:
         vram_bytes.labels(device, kind)
     set_worker_state("starting")
+
+
+def declare_queue(model: str) -> None:
+    """The same for a dispatcher's series."""
+    hints.labels(model)
+    for state in ("unindexed", "ready", "hinted", "running"):
+        queue_jobs.labels(model, state)
+    queue_oldest_seconds.labels(model)
+    backlog_gpu_seconds.labels(model)
 
 
 def set_worker_state(state: str) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 from farm.errors import (
     AnimatedImageUnsupported,
@@ -19,7 +20,17 @@ from farm.errors import (
 )
 from farm.image_structure import CHECKS, Format, open_picture
 
-__all__ = ["MAX_PIXELS", "MAX_SIDE", "MIN_SIDE", "Format", "PictureInfo", "open_picture", "probe"]
+__all__ = [
+    "MAX_PIXELS",
+    "MAX_SIDE",
+    "MIN_SIDE",
+    "Format",
+    "PictureInfo",
+    "misnamed",
+    "open_picture",
+    "probe",
+    "recognised",
+]
 
 MIN_SIDE = 16  # px: less is no photo, and less than two latent pixels
 MAX_SIDE = 32_768  # px
@@ -64,6 +75,18 @@ _STRANGERS = (
 )
 
 
+_ENDINGS: dict[str, Format] = {
+    **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), "JPEG"),
+    **dict.fromkeys((".tif", ".tiff"), "TIFF"),
+    **{".png": "PNG", ".webp": "WEBP", ".avif": "AVIF"},
+}
+
+
+def misnamed(name: str, is_really: Format) -> bool:
+    """Whether the end of a file's name or URI promises a picture of another format. It does not matter to anything."""
+    return _ENDINGS.get(PurePosixPath(name).suffix.lower(), is_really) != is_really
+
+
 def probe(
     data: bytes, *, max_pixels: int = MAX_PIXELS, min_side: int = MIN_SIDE, max_side: int = MAX_SIDE
 ) -> PictureInfo:
@@ -75,7 +98,7 @@ def probe(
     A PNG's data is inflated to count its rows, 1 MB at a time and never more than its size promises. A JPEG is known
     to have an end, not to have every block before it: bytes missing from its middle only decoding can tell.
     """
-    name = _recognised(data)
+    name = recognised(data)
 
     def judge(width: int, height: int) -> None:
         if width * height > max_pixels:
@@ -93,7 +116,8 @@ def probe(
     return PictureInfo(name, *picture.size, picture.mode, bits)
 
 
-def _recognised(data: bytes) -> Format:
+def recognised(data: bytes) -> Format:
+    """The format by the first bytes. Raises UnsupportedImageFormat."""
     start = data[:1024]
     for name, magic in _MAGIC:
         if magic.match(start):

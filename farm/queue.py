@@ -5,7 +5,7 @@ What each setting is for is said beside it; the ledger, not the broker, recovers
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Sequence
 from typing import Any
 
 from celery import Celery
@@ -44,44 +44,56 @@ def make_app(settings: Settings) -> Celery:
     return app
 
 
+MAX_HINT = 256  # jobs that one message may stand for
+
+
 class Hints:
     """Publishes hints. One instance may be shared by threads."""
 
     def __init__(self, app: Celery):
         self._app = app
 
-    def publish(self, ref: JobRef, *, priority: int = 50) -> None:
-        """Tell the workers of `ref.model` that there is something to claim. `priority` 0–100, higher goes first."""
+    def publish(self, refs: Sequence[JobRef]) -> None:
+        """Tell the workers of a model that there is something to claim: jobs of one batch, at most MAX_HINT.
+
+        What goes first was decided by whoever took the jobs from the index; the queue keeps that order.
+        """
+        first = refs[0]
+        hint = {
+            "tenant": first.tenant,
+            "batch_id": first.batch_id,
+            "model": first.model,
+            "jobs": [[ref.job_id, ref.shard, ref.offset, ref.length, ref.generation, ref.priority] for ref in refs],
+        }
         try:
-            self._app.send_task(
-                RENDER,
-                kwargs={"ref": asdict(ref)},
-                queue=keys.queue(ref.model),
-                priority=_level(priority),
-                retry=False,
-            )
+            self._app.send_task(RENDER, kwargs={"hint": hint}, queue=keys.queue(first.model), retry=False)
         except (OperationalError, OSError) as error:
             raise QueueUnavailable(
                 f"The queue does not answer ({type(error).__name__}); check FARM_REDIS_URL."
             ) from error
 
 
-def _level(priority: int) -> int:
-    """Celery's Redis transport has the levels 0 (first) to 9 (last) and keeps a list for every third of them."""
-    return 9 - min(priority, 99) // 10
-
-
-def read_hint(payload: Any) -> JobRef:
-    """A hint's payload as a JobRef; TypeError, ValueError or InvalidName if it is not one."""
-    ref = JobRef(**payload)
-    for field in ("job_id", "tenant", "batch_id", "model"):
-        value = getattr(ref, field)
+def read_hint(payload: Any) -> list[JobRef]:
+    """A hint's jobs; KeyError, TypeError, ValueError or InvalidName if it is none."""
+    names = {name: payload[name] for name in ("tenant", "batch_id", "model")}
+    for name, value in names.items():
         if not isinstance(value, str):
-            raise TypeError(f"{field} is a {type(value).__name__}")
-        check_name(field, value)
-    numbers = (ref.shard, ref.offset, ref.length)
-    if any(type(number) is not int for number in numbers):
-        raise TypeError("shard, offset and length are whole numbers")
-    if min(numbers) < 0 or not 0 < ref.length <= MAX_SPEC_BYTES + 1:
-        raise ValueError("shard, offset or length is out of range")
-    return ref
+            raise TypeError(f"{name} is a {type(value).__name__}")
+        check_name(name, value)
+    if not 0 < len(payload["jobs"]) <= MAX_HINT:
+        raise ValueError(f"a hint stands for 1 to {MAX_HINT} jobs")
+    return [_read_job(names, *job) for job in payload["jobs"]]
+
+
+def _read_job(names: dict[str, str], job_id: Any, *numbers: Any) -> JobRef:
+    if not isinstance(job_id, str):
+        raise TypeError(f"job_id is a {type(job_id).__name__}")
+    check_name("job_id", job_id)
+    if len(numbers) != 5 or any(type(number) is not int for number in numbers):
+        raise TypeError("shard, offset, length, generation and priority are whole numbers")
+    shard, offset, length, generation, priority = numbers
+    if shard < keys.SINGLE or min(offset, generation) < 0 or not 0 < length <= MAX_SPEC_BYTES + 1:
+        raise ValueError("shard, offset, length or generation is out of range")
+    if not 0 <= priority <= 100:
+        raise ValueError("priority is out of range")
+    return JobRef(job_id, names["tenant"], names["batch_id"], names["model"], *numbers)

@@ -317,14 +317,45 @@ class JobResult(Message):
     metadata: dict[str, str] = Field(default_factory=dict)
 
 
+class BatchFooter(Message):
+    """What seals a batch: so many jobs in so many shards, all of them written. `model`, `priority`: its first job's."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    tenant: str
+    batch_id: str
+    jobs: int = Field(ge=0)
+    shards: int = Field(ge=0)
+    model: str = "sd15-inpaint"
+    priority: int = Field(default=50, ge=0, le=100)
+
+
 class BatchSummary(Message):
-    """A batch in numbers."""
+    """A batch in numbers. `counts` has the jobs of every state that any is in; what is not indexed yet is queued."""
 
     batch_id: str
     tenant: str
-    accepted: int
+    jobs: int
     counts: dict[JobState, int]
-    errors: dict[str, int] = Field(default_factory=dict)  # code → jobs
+    paused: bool = False
+    canceled: bool = False
+
+    @property
+    def ended(self) -> int:
+        return sum(count for state, count in self.counts.items() if state.terminal)
+
+    @property
+    def done(self) -> bool:
+        return self.ended >= self.jobs
+
+
+def spec_line(job: InpaintJob) -> bytes:
+    """A job as its shard keeps it: one NDJSON line of what is not a default.
+
+    A field that a later release adds does not change the lines of jobs that do not use it, so an idempotency key
+    stays good across an upgrade; what a default *means* belongs to the schema's version.
+    """
+    content = job.model_dump_json(exclude_defaults=True).encode()
+    return b'{"schema_version":%d,' % job.schema_version + content[1:] + b"\n"
 
 
 def dump_line(message: Message) -> bytes:

@@ -12,6 +12,7 @@ import click
 import farm
 from farm.config import load_settings
 from farm.errors import FarmError, JobFailed
+from farm.logs import set_up
 from farm.schemas import InpaintJob
 from producer.client import Client
 
@@ -50,6 +51,16 @@ def demo(out: Path, jobs: int) -> None:
         click.echo("farm: interrupted; everything that the demo started was stopped.", err=True)
         code = 130
     sys.exit(code)
+
+
+@main.command()
+def dispatcher() -> None:
+    """Run the control plane: index what was accepted, hint the workers, look after what falls silent."""
+    from farm.dispatcher.process import serve
+
+    settings = load_settings()
+    set_up(settings.log_level)
+    sys.exit(serve(settings))
 
 
 @main.command()

@@ -1,28 +1,47 @@
-"""`Client`: accepts a job into the store, indexes it and tells the workers.
+"""`Client`: accepts jobs into the store and tells the farm.
 
-Accepted means: the spec's create-once object is written and the job is in the index. When `submit` raises, submit the
-same job again under the same idempotency key: what was done is not done twice.
+Accepted means: the create-once object is written (for a batch: its footer). Where they should be rendered is
+announced before, so that what was accepted is found although its producer died right after. When `submit` raises,
+submit the same again under the same idempotency key: what was done is not done twice.
 """
 
 from __future__ import annotations
 
 import logging
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from datetime import UTC, datetime
+from typing import cast
+
+import redis
 
 from farm import keys
 from farm.config import Settings, load_settings
-from farm.errors import DeadlineInPast, IdempotencyConflict, ObjectExists, QueueUnavailable, SpecTooLarge
-from farm.ledger import JobRef, Ledger, connect
-from farm.queue import Hints, make_app
-from farm.schemas import MAX_SPEC_BYTES, InpaintJob, dump_line
-from farm.states import JobState
+from farm.errors import (
+    DeadlineInPast,
+    FarmFull,
+    IdempotencyConflict,
+    InputNotFound,
+    InvalidParameter,
+    ObjectExists,
+    QueueUnavailable,
+)
+from farm.ledger import Batches, JobRef, Ledger, connect
+from farm.ledger.connection import mapped
+from farm.schemas import BatchFooter, InpaintJob, spec_line
+from farm.shards import MAX_BYTES, Shard, Shelf, shards_of, sized
 from farm.storage import ObjectStore
+from farm.tenants import Tenants
+from producer.batch import BatchHandle
 from producer.handle import JobHandle
 
 log = logging.getLogger(__name__)
 
-# If the hint below is lost, the job is looked at again after so long.
+# Without word from the producer somebody looks into the store after so long.
 LOOK_AGAIN_SECONDS = 30.0
+_UPLOADS = 4  # shards on their way at once
+_ROOM_SECONDS = 1.0  # Redis is asked for its memory at most so often
 
 
 class Client:
@@ -31,49 +50,153 @@ class Client:
     def __init__(self, settings: Settings | None = None, *, store: ObjectStore | None = None):
         self.settings = settings or load_settings()
         self.store = store or self.settings.open_store()
-        self._ledger = Ledger(connect(self.settings.redis_url))
-        self._hints = Hints(make_app(self.settings))
+        self._redis = connect(self.settings.redis_url)
+        self._ledger, self._batches = Ledger(self._redis), Batches(self._redis)
+        self._shelf = Shelf(self.store, self.settings.store)
+        self._tenants = Tenants.load(self.settings)
+        self._room_seen = -_ROOM_SECONDS
 
     def ping(self) -> None:
         """Raises QueueUnavailable if Redis does not answer."""
         self._ledger.ping()
 
+    # One job
+
     def submit(self, job: InpaintJob, *, idempotency_key: str | None = None) -> JobHandle:
         """Accept one job and return its handle.
 
         The same `idempotency_key` with the same job gives the same handle and renders once; with another job it
-        raises IdempotencyConflict. Raises InvalidInput for a job that cannot be right, StoreUnavailable or
-        QueueUnavailable when the farm cannot be reached ("try later").
+        raises IdempotencyConflict. Raises InvalidInput for a job that cannot be right; QuotaExceeded, FarmFull,
+        StoreUnavailable or QueueUnavailable when the farm takes nothing now ("try later").
         """
-        if job.deadline is not None and job.deadline <= datetime.now(UTC):
-            raise DeadlineInPast(f"The deadline {job.deadline.isoformat()} has passed already; give a later one.")
-        self._ledger.ping()  # refuse before anything is accepted, not after
         if not job.custom_id:
             job = job.model_copy(update={"custom_id": job.content_name()})
-        batch = keys.batch_id(job.tenant, idempotency_key)
-        ref = self._accept(job, batch)
-        self._ledger.enqueue(ref, look_again_in=LOOK_AGAIN_SECONDS)
-        if self._ledger.state(ref.job_id) is JobState.QUEUED:  # also a second time: the first hint may never have left
-            self._hint(ref, job.priority)
+        batch = keys.batch_id(job.tenant, idempotency_key, single=True)
+        line = self._line(job, batch)
+        uri = keys.spec_shard(self.settings.store, job.tenant, batch, keys.SINGLE)
+        if _late(job) and (idempotency_key is None or not self._stored(uri, line)):
+            raise DeadlineInPast(f"The deadline {job.deadline} has passed already; give a later one.")
+        self._announce(job.tenant, batch)
+        self._create(uri, line, "job")
+        ref = JobRef(
+            keys.job_id(job.tenant, batch, job.custom_id), job.tenant, batch, job.model, keys.SINGLE, 0, len(line),
+            priority=job.priority,
+        )  # fmt: skip
+        try:
+            self._ledger.enqueue([ref])
+        except QueueUnavailable as error:  # it is accepted, and announced
+            log.warning("%s: job %s waits until somebody looks", error.code, ref.job_id)
         return JobHandle(ref, job, self.store, self._ledger, self.settings.store)
 
-    def _hint(self, ref: JobRef, priority: int) -> None:
-        try:
-            self._hints.publish(ref, priority=priority)
-        except QueueUnavailable as error:  # the job is accepted and due: it is hinted without us
-            log.warning("%s: job %s waits for its next look", error.code, ref.job_id)
+    # Batches
 
-    def _accept(self, job: InpaintJob, batch: str) -> JobRef:
-        line = dump_line(job)
-        if len(line) > MAX_SPEC_BYTES:
-            raise SpecTooLarge(f"The job is {len(line)} bytes of JSON, at most {MAX_SPEC_BYTES} are taken; shorten it.")
-        uri = keys.spec_shard(self.settings.store, job.tenant, batch, 0)
+    def submit_batch(
+        self, jobs: Iterable[InpaintJob], *, tenant: str = "default", idempotency_key: str | None = None
+    ) -> BatchHandle:
+        """Accept any number of jobs of one tenant at once: all of them, or, when this raises, none.
+
+        `jobs` is read once and never held as a whole. Jobs without a custom_id are named after their place. The same
+        `idempotency_key` with the same jobs gives the same batch, and goes on with one that was cut off; with other
+        jobs it raises IdempotencyConflict. Raises as `submit` does, and InvalidParameter for a custom_id that comes
+        twice or a job of another tenant.
+        """
+        batch = keys.batch_id(tenant, idempotency_key, single=False)
+        self._announce(tenant, batch)
+        count = shards = priority = 0
+        model = ""
+        for shard, first in self._uploaded(tenant, batch, jobs):
+            if not shard.number:
+                priority, model = shard.priority, first
+            count, shards = count + shard.jobs, shards + 1
+        footer = BatchFooter(
+            tenant=tenant, batch_id=batch, jobs=count, shards=shards, priority=priority,
+            model=model or self.settings.model,
+        )  # fmt: skip
+        self._create(keys.batch_footer(self.settings.store, tenant, batch), footer.to_json(), "batch")
         try:
-            self.store.put(uri, line, content_type="application/x-ndjson", create_only=True)
+            self._batches.open(footer, look_again_in=LOOK_AGAIN_SECONDS)
+        except QueueUnavailable as error:
+            log.warning("%s: batch %s waits until somebody looks", error.code, batch)
+        return BatchHandle(footer, self._shelf, self._ledger, self._batches)
+
+    def batch(self, batch_id: str, *, tenant: str = "default") -> BatchHandle:
+        """A batch that was accepted before. Raises InvalidParameter if there is none of this name."""
+        footer = self._shelf.footer(tenant, batch_id)
+        if footer is None:
+            raise InvalidParameter("batch_id", f"{batch_id!r} is no batch of tenant {tenant!r} in this farm")
+        return BatchHandle(footer, self._shelf, self._ledger, self._batches)
+
+    def _uploaded(self, tenant: str, batch: str, jobs: Iterable[InpaintJob]) -> Iterator[tuple[Shard, str]]:
+        """Every shard once it is written, and the model of the batch's first job; a few are on their way at once."""
+        models: list[str] = []
+
+        def checked() -> Iterator[InpaintJob]:
+            for index, job in enumerate(jobs):
+                if job.tenant != tenant:
+                    raise InvalidParameter("tenant", f"of job {index} is {job.tenant!r}, the batch's is {tenant!r}")
+                if _late(job):
+                    raise DeadlineInPast(f"The deadline {job.deadline} of job {index} has passed; give a later one.")
+                if not index:
+                    models.append(job.model)
+                yield job if job.custom_id else job.model_copy(update={"custom_id": f"{index:08d}"})
+
+        announced = time.monotonic()
+        with ThreadPoolExecutor(_UPLOADS) as pool:
+            flying: set[Future[Shard]] = set()
+            for shard in shards_of(checked(), lambda job: self._line(job, batch)):
+                flying.add(pool.submit(self._create_shard, tenant, batch, shard))
+                if time.monotonic() - announced > LOOK_AGAIN_SECONDS / 3:
+                    announced = time.monotonic()
+                    self._announce(tenant, batch)
+                if len(flying) >= 2 * _UPLOADS:
+                    done, flying = wait(flying, return_when=FIRST_COMPLETED)
+                    yield from ((one.result(), models[0]) for one in done)
+            yield from ((one.result(), models[0]) for one in flying)
+
+    def _create_shard(self, tenant: str, batch: str, shard: Shard) -> Shard:
+        self._create(keys.spec_shard(self.settings.store, tenant, batch, shard.number), shard.data, "batch")
+        return shard
+
+    # Both
+
+    def _line(self, job: InpaintJob, batch: str) -> bytes:
+        """A job's spec as it is stored, if its tenant may submit it: the checks that the worker makes again."""
+        self._tenants.check_job(job)
+        return sized(self._tenants.seal(spec_line(job), tenant=job.tenant, batch_id=batch))
+
+    def _announce(self, tenant: str, batch: str) -> None:
+        """Refuse before anything is accepted, not after."""
+        if time.monotonic() - self._room_seen > _ROOM_SECONDS:
+            _check_room(self._redis, self.settings.redis_full_at)
+            self._room_seen = time.monotonic()
+        quota = self._tenants.policy(tenant).max_queued or self.settings.tenant_quota
+        self._batches.announce(tenant, batch, look_again_in=LOOK_AGAIN_SECONDS, quota=quota)
+
+    def _create(self, uri: str, data: bytes, what: str) -> None:
+        kind = "application/json" if uri.endswith(".json") else "application/x-ndjson"
+        try:
+            self.store.put(uri, data, content_type=kind, create_only=True)
         except ObjectExists:
-            if self.store.get(uri, max_bytes=2 * MAX_SPEC_BYTES).data != line:
+            if not self._stored(uri, data):
                 raise IdempotencyConflict(
-                    "This idempotency key was used for another job; use a new key, or submit the same job again."
+                    f"This idempotency key was used for another {what}; use a new key, or submit the same again."
                 ) from None
-        job_id = keys.job_id(job.tenant, batch, job.custom_id)
-        return JobRef(job_id, job.tenant, batch, job.model, 0, 0, len(line))
+
+    def _stored(self, uri: str, data: bytes) -> bool:
+        try:
+            return self.store.get(uri, max_bytes=2 * MAX_BYTES).data == data
+        except InputNotFound:
+            return False
+
+
+def _late(job: InpaintJob) -> bool:
+    return job.deadline is not None and job.deadline <= datetime.now(UTC)
+
+
+def _check_room(client: redis.Redis, full_at: float) -> None:
+    """Raises FarmFull when Redis is nearly out of memory: a row that does not fit would be an error later."""
+    with mapped():
+        memory = cast("dict[str, int]", client.info("memory"))
+    most, used = memory.get("maxmemory", 0), memory.get("used_memory", 0)
+    if most and used > full_at * most:
+        raise FarmFull(f"Redis has {used:,} of {most:,} bytes in use; try later, or give it more memory.")

@@ -1,4 +1,5 @@
-"""A whole farm on this machine for the length of a `with` block: a private Redis, a local store, one worker process.
+"""A whole farm on this machine for the length of a `with` block: a private Redis, a local store, a dispatcher and one
+worker, each a process.
 
 For the demo and for tests. Nothing that runs already is touched: everything has its own port and its own folder, and
 is stopped at the end, also after Ctrl-C.
@@ -23,12 +24,13 @@ from producer.process import Process, free_port
 
 
 class EmbeddedFarm:
-    """Redis, store and one worker. `settings` is what a Client needs; `environment` what the worker got."""
+    """Redis, store, dispatcher and worker. `settings` is what a Client needs; `environment` what the worker got."""
 
     def __init__(self, folder: Path, *, model_path: Path, environment: Mapping[str, str] | None = None):
         self._folder, self._model_path, self._extra = folder, model_path, dict(environment or {})
         self._stack = ExitStack()
         self.worker: Process | None = None
+        self.dispatcher: Process | None = None
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -43,6 +45,8 @@ class EmbeddedFarm:
                 **self._extra,
             }
             self.settings = _settings_from(self.environment)
+            stack.callback(self.stop_dispatcher)
+            self.start_dispatcher()
             stack.callback(self.stop_worker)
             self.start_worker()
             self._stack = stack.pop_all()
@@ -53,9 +57,21 @@ class EmbeddedFarm:
     ) -> None:
         self._stack.close()
 
+    def start_dispatcher(self) -> None:
+        own = {"FARM_METRICS_PORT": str(free_port())}
+        self.dispatcher = self._process("producer", "dispatcher", own)
+
+    def stop_dispatcher(self) -> None:
+        if self.dispatcher:
+            self.dispatcher.stop(grace=10)
+
     def start_worker(self) -> None:
-        command = [sys.executable, "-m", "worker", "run"]
-        self.worker = Process(command, self._folder / "worker.log", {**_without_ours(os.environ), **self.environment})
+        self.worker = self._process("worker", "run", {})
+
+    def _process(self, module: str, command: str, own: Mapping[str, str]) -> Process:
+        environment = {**_without_ours(os.environ), **self.environment, **own}
+        name = "worker" if module == "worker" else command
+        return Process([sys.executable, "-m", module, command], self._folder / f"{name}.log", environment)
 
     def stop_worker(self) -> None:
         if self.worker:

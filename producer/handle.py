@@ -22,7 +22,7 @@ class JobHandle:
 
     def __init__(self, ref: JobRef, job: InpaintJob, store: ObjectStore, ledger: Ledger, root: str):
         self._ref, self.job, self._store, self._ledger = ref, job, store, ledger
-        self._result_uri = keys.result(root, ref.tenant, ref.batch_id, ref.job_id, 0)
+        self._result_uri = keys.result(root, ref.tenant, ref.batch_id, ref.job_id, ref.generation)
 
     @property
     def id(self) -> str:
@@ -83,6 +83,7 @@ class JobHandle:
             tenant=ref.tenant,
             batch_id=ref.batch_id,
             custom_id=job.custom_id,
+            generation=ref.generation,
             status=JobState.CANCELED,
             model=job.model,
             image=job.image,
@@ -102,7 +103,7 @@ class JobHandle:
         else:
             state = JobState.CANCELED
         with suppress(QueueUnavailable):  # the result is the truth; this only makes a running worker stop at once
-            self._ledger.finish(ref.job_id, state)
+            self._ledger.finish([(ref, state, 0.0)])
         return state
 
 

@@ -1,48 +1,60 @@
-"""A job's lease, renewed from a thread of its own while the job makes progress."""
+"""The leases of the jobs in hand, renewed from one thread while work makes progress."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 
 from farm.errors import Canceled, QueueUnavailable
-from farm.ledger import JobRef, Ledger
+from farm.ledger import Beat, JobRef, Ledger
 
 
 class Lease:
     """Beats at a quarter of the lease, but only if the progress counter moved since the last beat.
 
-    While the job waits its turn in the engine, the engine's own counter is its progress (`follow`).
-    A job that hangs therefore loses its lease although its process lives. A refused beat (canceled, or somebody
-    else's by now) makes `check` raise, and with it the job's next step.
+    It holds the jobs of one claim, which are done one after another: what moves for one keeps all of them. While a
+    job waits its turn in the engine, the engine's own counter is its progress (`follow`). A worker that hangs
+    therefore loses its jobs although its process lives. A refused beat (canceled, or somebody else's by now) makes
+    `check` of that job raise, and with it the job's next step; so does a beat that comes after the lease's end,
+    because this process was stopped for longer.
     """
 
-    def __init__(self, ledger: Ledger, ref: JobRef, owner: str, *, lease_seconds: float):
-        self._ledger, self._ref, self._owner, self._seconds = ledger, ref, owner, lease_seconds
+    def __init__(self, ledger: Ledger, refs: Sequence[JobRef], owner: str, *, lease_seconds: float):
+        self._ledger, self._owner, self._seconds = ledger, owner, lease_seconds
+        self._refs = {ref.job_id: ref for ref in refs}
         self._moves = 0
         self._others: Callable[[], int] = lambda: 0
-        self._lost = threading.Event()
+        self._answers: dict[str, Beat] = {}
         self._end = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name=f"lease-{ref.job_id[:8]}", daemon=True)
+        self._renewed = time.monotonic()
+        self._thread = threading.Thread(target=self._beat, name=f"lease-{owner[:8]}", daemon=True)
 
-    def moved(self, amount: int = 1) -> None:
-        """Say that work went on: bytes read or written, a step made. Raises Canceled when the lease is lost."""
+    def of(self, ref: JobRef) -> JobLease:
+        return JobLease(self, ref.job_id)
+
+    def move(self, amount: int) -> None:
         self._moves += amount
-        self.check()
 
     @contextmanager
     def follow(self, progress: Callable[[], int]) -> Iterator[None]:
-        """Within, a change of `progress()` counts as the job's own."""
+        """Within, a change of `progress()` counts as these jobs' own."""
         self._others = progress
         try:
             yield
         finally:
             self._others = lambda: 0
 
-    def check(self) -> None:
-        if self._lost.is_set():
+    def drop(self, ref: JobRef) -> None:
+        """A job that has ended, or was given back, is not renewed any more."""
+        self._refs.pop(ref.job_id, None)
+
+    def check(self, job_id: str) -> None:
+        if self._answers.get(job_id) is Beat.CANCELED:
+            raise Canceled("The job's batch was canceled.")
+        if job_id in self._answers:
             raise Canceled("The job is no longer this worker's: it was canceled, or its lease ended.")
 
     def __enter__(self) -> Lease:
@@ -59,12 +71,34 @@ class Lease:
         seen = None
         while not self._end.wait(self._seconds / 4):
             now = (self._moves, self._others())
-            if now == seen:
+            held = list(self._refs.values())
+            if now == seen or not held:
                 continue
-            seen = now
+            if time.monotonic() - self._renewed > self._seconds:
+                self._answers.update(dict.fromkeys(self._refs, Beat.LOST))
+                return
+            began = time.monotonic()
             try:
-                if not self._ledger.beat(self._ref, self._owner, lease_seconds=self._seconds):
-                    self._lost.set()
-                    return
+                answers = self._ledger.beat(held, self._owner, lease_seconds=self._seconds)
             except QueueUnavailable:
-                continue  # Redis may be back before the lease ends; if not, another worker takes the job
+                continue  # Redis may be back before the lease ends; if not, another worker takes the jobs
+            seen, self._renewed = now, began
+            for ref, answer in zip(held, answers, strict=True):
+                if answer is not Beat.HELD:
+                    self._answers[ref.job_id] = answer
+                    self.drop(ref)
+
+
+class JobLease:
+    """One job's view of the lease it is held by."""
+
+    def __init__(self, lease: Lease, job_id: str):
+        self._lease, self._job_id = lease, job_id
+
+    def moved(self, amount: int = 1) -> None:
+        """Say that work went on: bytes read or written, a step made. Raises Canceled when the job is lost."""
+        self._lease.move(amount)
+        self._lease.check(self._job_id)
+
+    def follow(self, progress: Callable[[], int]) -> AbstractContextManager[None]:
+        return self._lease.follow(progress)

@@ -10,10 +10,10 @@ from celery import Celery, signals
 
 from farm import metrics
 from farm.config import Settings
-from farm.dispatcher import Dispatcher
+from farm.errors import QueueUnavailable
+from farm.health import Health
 from farm.ledger import Ledger, connect
-from farm.queue import Hints, make_app
-from worker.health import Health
+from farm.queue import make_app
 from worker.renderer import WarmRenderer
 from worker.runner import Runner
 from worker.tasks import register
@@ -26,7 +26,6 @@ def serve(settings: Settings) -> int:
 
     Raises Misconfigured or CheckpointInvalid before the first job.
     """
-    ledger = Ledger(connect(settings.redis_url))
     store = settings.open_store()
     renderer = WarmRenderer(settings)
     metrics.declare(settings.model, renderer.device)
@@ -34,30 +33,50 @@ def serve(settings: Settings) -> int:
     health.start()
     log.info("metrics on port %d", health.port)
     renderer.warm_up()
+    runner = Runner(settings, store, Ledger(connect(settings.redis_url)), renderer)
+    try:
+        return consume(settings, runner, health)
+    finally:
+        health.stop()
+
+
+def consume(settings: Settings, runner: Runner, health: Health) -> int:
+    """Take hints and run them until told to end; the process' exit code."""
     app = make_app(settings)
-    register(app, Runner(settings, store, ledger, renderer))
+    register(app, runner)
     stop = threading.Event()
-    consumer = _Consumer(app, settings, health)
-    dispatcher = threading.Thread(
-        target=Dispatcher(ledger, Hints(app)).run,
-        args=(stop,),
-        kwargs={"every_seconds": min(1.0, settings.lease_seconds / 4), "on_back": consumer.consume_anew},
-        name="dispatcher",
-        daemon=True,
+    consumer = _Consumer(app, settings, runner, health)
+    watch = threading.Thread(
+        target=_watch_broker, args=(Ledger(connect(settings.redis_url)), stop, consumer), name="broker", daemon=True
     )
-    dispatcher.start()
+    watch.start()
     try:
         return consumer.run()
     finally:
         stop.set()
-        health.stop()
+
+
+def _watch_broker(ledger: Ledger, stop: threading.Event, consumer: _Consumer) -> None:
+    """Ask once a second whether Redis is there; when it is back after an outage, have Celery connect again."""
+    away = False
+    while not stop.wait(1.0):
+        try:
+            ledger.ping()
+        except QueueUnavailable as error:
+            if not away:
+                log.warning("%s: %s", error.code, error)
+            away = True
+        else:
+            if away:
+                consumer.consume_anew()
+            away = False
 
 
 class _Consumer:
     """Celery's worker, its ready and draining states, and a cure for its silence after a broker that was away."""
 
-    def __init__(self, app: Celery, settings: Settings, health: Health):
-        self._health = health
+    def __init__(self, app: Celery, settings: Settings, runner: Runner, health: Health):
+        self._runner, self._health = runner, health
         self._loop: Any = None
         signals.worker_ready.connect(self._on_ready, weak=False)
         signals.worker_shutting_down.connect(self._on_shutting_down, weak=False)
@@ -96,7 +115,8 @@ class _Consumer:
     def _on_shutting_down(self, **_: object) -> None:
         self._health.ready = False
         metrics.set_worker_state("draining")
-        log.info("draining: the jobs in hand are finished, no new ones taken")
+        log.info("draining: what fits is finished, the rest saved and given back")
+        self._runner.drain()
 
 
 def _reconnect() -> None:

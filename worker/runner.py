@@ -7,8 +7,9 @@ are written before the result, under names that a second attempt would meet agai
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any, Protocol
@@ -20,26 +21,29 @@ from farm.config import Settings
 from farm.errors import (
     BlackOutput,
     DeadlineExceeded,
-    InputChanged,
-    InputNotFound,
+    FarmError,
     ObjectExists,
     OutputExists,
-    SpecUnreadable,
     UnknownModel,
     WorkerCrashed,
     WorkerFatal,
 )
-from farm.ledger import JobRef, Ledger, Outcome
+from farm.ledger import Claim, JobRef, Ledger, Outcome
 from farm.logs import job_context
 from farm.schemas import EmbeddingRef, InpaintJob, IpAdapterRef, LoraRef, Output, Receipt
+from farm.shards import Shelf
 from farm.states import JobState
-from farm.storage import ObjectStore, shown
+from farm.storage import ObjectStore
+from farm.tenants import Tenants
 from worker import images
 from worker.assets import Asset, Assets
-from worker.lease import Lease
+from worker.lease import JobLease, Lease
 from worker.verdicts import Attempt, Verdicts
 
 log = logging.getLogger(__name__)
+
+CLAIM_SECONDS = 0.2  # jobs are claimed together that end in so long
+MOST_CLAIMED = 64
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,8 @@ class RenderRequest:
     loras: tuple[tuple[LoraRef, Asset], ...] = ()
     embeddings: tuple[tuple[EmbeddingRef, Asset], ...] = ()
     ip_adapter: tuple[IpAdapterRef, Asset, Image.Image] | None = None  # with its reference image
+    resume: bytes | None = None  # what a preempted attempt left
+    preempted: Callable[[], bool] = lambda: False  # asked after every step: whether to stop and leave the state
 
 
 @dataclass(frozen=True)
@@ -77,50 +83,111 @@ class Renderer(Protocol):
     def progress(self) -> int:
         """Grows whenever the device gets something done, for whichever job."""
 
+    def estimate_seconds(self, request: RenderRequest) -> float:
+        """How long the request will take, from what others took; infinity where that is not known."""
+
     def render(self, request: RenderRequest) -> Rendered: ...
 
 
 class Runner:
-    """Runs jobs; safe to call from many threads, one job each."""
+    """Runs jobs; safe to call from many threads, one hint each."""
 
-    def __init__(self, settings: Settings, store: ObjectStore, ledger: Ledger, renderer: Renderer):
+    def __init__(
+        self, settings: Settings, store: ObjectStore, ledger: Ledger, renderer: Renderer,
+        tenants: Tenants | None = None,
+    ):  # fmt: skip
         self._settings, self._store, self._ledger, self._renderer = settings, store, ledger, renderer
+        self._tenants = tenants or Tenants.load(settings)
+        self._shelf = Shelf(store, settings.store)
+        self._drain_by: float | None = None
+        self._seconds_a_job = 1.0
         self._assets = Assets(store, max_bytes=settings.lora_ram_bytes, max_file_bytes=settings.max_lora_bytes)
         self._verdicts = Verdicts(
             settings, store, ledger, device=renderer.device, checkpoint_sha256=renderer.checkpoint_sha256
         )
 
-    def run(self, ref: JobRef) -> JobState | None:
-        """Take one job as far as it goes: its terminal state, or None if it is not (or no longer) ours to end.
+    def drain(self) -> None:
+        """Finish what fits the settings' drain_seconds, give back the rest; what is running is saved after its step."""
+        self._drain_by = time.monotonic() + self._settings.drain_seconds
 
-        Raises only what must end the process (WorkerFatal); every other failure is the job's.
+    def run(self, refs: Sequence[JobRef]) -> dict[str, JobState]:
+        """Take a hint's jobs as far as they go; job → its terminal state, for those that are ours to end.
+
+        Raises only what must end the process (WorkerFatal); every other failure is a job's. Jobs are claimed a few at
+        a time, as many as end in a moment, so that other workers find some left.
         """
-        with job_context(job_id=ref.job_id, tenant=ref.tenant):
-            ended = self._verdicts.read(ref)
-            if ended is not None:
-                self._ledger.finish(ref.job_id, ended.status)
-                return ended.status
-            claim = self._ledger.claim(ref, lease_seconds=self._settings.lease_seconds)
-            if claim.outcome is not Outcome.CLAIMED:
-                return None
-            attempt = Attempt(ref, claim, timings={"queue_wait": claim.waited_seconds})
-            try:
-                with Lease(self._ledger, ref, claim.owner, lease_seconds=self._settings.lease_seconds) as lease:
-                    outputs, receipt = self._render(attempt, lease)
-                return self._verdicts.commit(attempt, JobState.SUCCEEDED, outputs=outputs, receipt=receipt)
-            except WorkerFatal:
-                raise
-            except BaseException as error:  # noqa: BLE001 - a MemoryError or SystemExit that escapes stops the consumer
-                return self._verdicts.settle(attempt, error)
+        ended: dict[str, JobState] = {}
+        left = list(refs)
+        while left:
+            if self._drain_by is not None:
+                self._ledger.give_back(left)
+                break
+            count = max(1, min(MOST_CLAIMED, int(CLAIM_SECONDS / self._seconds_a_job)))
+            now, left = left[:count], left[count:]
+            claims = self._ledger.claim(now, lease_seconds=self._settings.lease_seconds)
+            mine = [(ref, claim) for ref, claim in zip(now, claims, strict=True) if claim.outcome is not Outcome.BUSY]
+            if mine:
+                ended |= self._run_claimed(mine)
+        return ended
+
+    def _run_claimed(self, mine: list[tuple[JobRef, Claim]]) -> dict[str, JobState]:
+        owner, began = mine[0][1].owner, time.monotonic()
+        ended: list[tuple[JobRef, JobState, float]] = []
+        todo = list(reversed(mine))
+        refs = [ref for ref, _ in mine]
+        try:
+            with Lease(self._ledger, refs, owner, lease_seconds=self._settings.lease_seconds) as lease:
+                lines = self._lines(refs)
+                while todo and self._drain_by is None:
+                    ref, claim = todo.pop()
+                    attempt = Attempt(ref, claim, timings={"queue_wait": claim.waited_seconds})
+                    with job_context(job_id=ref.job_id, tenant=ref.tenant):
+                        state = self._attempt(attempt, lines[ref.job_id], lease)
+                    lease.drop(ref)
+                    if state is not None:
+                        ended.append((ref, state, attempt.device_seconds))
+        finally:
+            for ref, _ in todo:
+                self._ledger.release(ref, owner, delay_seconds=0.0, charged=False)
+            self._ledger.finish(ended, owner=owner)
+        self._seconds_a_job += 0.3 * ((time.monotonic() - began) / len(mine) - self._seconds_a_job)
+        return {ref.job_id: state for ref, state, _ in ended}
+
+    def _lines(self, refs: list[JobRef]) -> dict[str, bytes | FarmError]:
+        """Each job's spec, or why it cannot be read."""
+        try:
+            return dict(zip((ref.job_id for ref in refs), self._shelf.lines(refs), strict=True))
+        except FarmError as error:
+            return dict.fromkeys((ref.job_id for ref in refs), error)
+
+    def _attempt(self, attempt: Attempt, line: bytes | FarmError, lease: Lease) -> JobState | None:
+        try:
+            before = self._verdicts.read(attempt.ref)  # whoever had the job before may have ended it
+            if before is not None:
+                return before.status
+            if isinstance(line, FarmError):
+                raise line
+            if attempt.claim.outcome is Outcome.CANCELED:
+                attempt.job = self._admitted(attempt.ref, line)
+                return self._verdicts.cancel(attempt)
+            outputs, receipt = self._render(attempt, line, lease.of(attempt.ref))
+            return self._verdicts.commit(attempt, JobState.SUCCEEDED, outputs=outputs, receipt=receipt)
+        except WorkerFatal:
+            raise
+        except BaseException as error:  # noqa: BLE001 - a MemoryError or SystemExit that escapes stops the consumer
+            return self._verdicts.settle(attempt, error)
+
+    def _admitted(self, ref: JobRef, line: bytes) -> InpaintJob:
+        return self._tenants.admit(line, tenant=ref.tenant, batch_id=ref.batch_id)
 
     # One attempt
 
-    def _render(self, attempt: Attempt, lease: Lease) -> tuple[tuple[Output, ...], Receipt | None]:
+    def _render(self, attempt: Attempt, line: bytes, lease: JobLease) -> tuple[tuple[Output, ...], Receipt | None]:
         if attempt.claim.crashes >= self._settings.max_crashes:
             raise WorkerCrashed(
                 f"The job took down {attempt.claim.crashes} workers and was given up; check its inputs."
             )
-        job = attempt.job = self._read_spec(attempt.ref)
+        job = attempt.job = self._admitted(attempt.ref, line)
         if job.model != self._settings.model:
             raise UnknownModel(f"This worker renders {self._settings.model!r}, not {job.model!r}.")
         if job.deadline is not None and job.deadline <= datetime.now(UTC):
@@ -146,7 +213,9 @@ class Runner:
             region = images.cut(source, bucket, padding=job.padding_mask_crop, grow=job.grow_mask)
             attempt.warnings += source.warnings
             lease.moved()
-        request = RenderRequest(job, region.image, region.mask, seed, lease.moved, loras, embeddings, ip_adapter)
+        request = self._request(attempt, RenderRequest(
+            job, region.image, region.mask, seed, lease.moved, loras, embeddings, ip_adapter
+        ))  # fmt: skip
         with lease.follow(self._renderer.progress):
             rendered = self._renderer.render(request)
         attempt.timings |= rendered.timings
@@ -181,17 +250,25 @@ class Runner:
         worst = max(receipts, key=lambda r: r.max_abs_diff_outside)
         return tuple(outputs), worst if job.preserve_unmasked else None
 
-    def _read_spec(self, ref: JobRef) -> InpaintJob:
-        uri = keys.spec_shard(self._settings.store, ref.tenant, ref.batch_id, ref.shard)
-        try:
-            line = self._store.get_range(uri, ref.offset, ref.length)
-        except (InputNotFound, InputChanged):  # no fault of the job: a store that is not mounted looks like this
-            raise SpecUnreadable(
-                f"The job's spec at {shown(uri)} cannot be read now; is the store the farm's?"
-            ) from None
-        return InpaintJob.from_json(line)
+    def _request(self, attempt: Attempt, request: RenderRequest) -> RenderRequest:
+        """The same request with what a preempted attempt left, and one that stops when the worker must go."""
+        made, moved, whole = 0, request.on_step, self._renderer.estimate_seconds(request)
 
-    def _fetch(self, attempt: Attempt, what: str, uri: str, lease: Lease) -> bytes:
+        def on_step() -> None:
+            nonlocal made
+            made += 1
+            moved()
+
+        def preempted() -> bool:
+            if self._drain_by is None:
+                return False
+            steps = request.job.num_inference_steps
+            return whole * max(0, steps - made) / steps > self._drain_by - time.monotonic()
+
+        resume = self._verdicts.saved_state(attempt.ref) if attempt.claim.saved else None
+        return replace(request, on_step=on_step, preempted=preempted, resume=resume)
+
+    def _fetch(self, attempt: Attempt, what: str, uri: str, lease: JobLease) -> bytes:
         data = self._store.get(uri, max_bytes=self._settings.max_image_bytes, progress=lease.moved).data
         attempt.hashes[what] = sha256(data).hexdigest()
         return data
@@ -201,14 +278,14 @@ class Runner:
         attempt: Attempt,
         ref: LoraRef | EmbeddingRef | IpAdapterRef,
         read: Callable[[bytes], Any],
-        lease: Lease,
+        lease: JobLease,
     ) -> Asset:
         asset = self._assets.get(ref.path, read, pinned=ref.sha256, progress=lease.moved)
         attempt.lora_hashes[ref.path] = asset.sha256
         return asset
 
     def _ip_adapter(
-        self, attempt: Attempt, ref: IpAdapterRef | None, lease: Lease
+        self, attempt: Attempt, ref: IpAdapterRef | None, lease: JobLease
     ) -> tuple[IpAdapterRef, Asset, Image.Image] | None:
         if ref is None:
             return None
@@ -216,10 +293,11 @@ class Runner:
         picture = self._store.get(ref.image, max_bytes=self._settings.max_image_bytes, progress=lease.moved).data
         return ref, asset, images.decode_image(picture, max_pixels=self._settings.max_image_pixels)
 
-    def _write(self, attempt: Attempt, job: InpaintJob, index: int, data: bytes, lease: Lease) -> tuple[str, bytes]:
+    def _write(self, attempt: Attempt, job: InpaintJob, index: int, data: bytes, lease: JobLease) -> tuple[str, bytes]:
         """Create an output once. Bytes that an earlier attempt of this very job left there are adopted."""
-        uri = keys.output(self._settings.store, job, attempt.ref.batch_id, index)
-        metadata = {"job": attempt.ref.job_id, "generation": "0", "sha256": sha256(data).hexdigest()}
+        uri = keys.output(self._settings.store, job, attempt.ref.batch_id, index, attempt.ref.generation)
+        generation = str(attempt.ref.generation)
+        metadata = {"job": attempt.ref.job_id, "generation": generation, "sha256": sha256(data).hexdigest()}
         try:
             self._store.put(
                 uri,
@@ -233,7 +311,7 @@ class Runner:
             return uri, self._store.get(uri, max_bytes=self._settings.max_image_bytes, progress=lease.moved).data
         except ObjectExists:
             there = self._store.get(uri, max_bytes=self._settings.max_image_bytes, progress=lease.moved)
-            if (there.metadata.get("job"), there.metadata.get("generation")) != (attempt.ref.job_id, "0"):
+            if (there.metadata.get("job"), there.metadata.get("generation")) != (attempt.ref.job_id, generation):
                 raise OutputExists(f"{uri} is there already and is another job's; choose another output.") from None
             return uri, there.data
 

@@ -19,18 +19,18 @@ def register(app: Celery, runner: Runner) -> None:
     """Make `app` run hints with `runner`."""
 
     @app.task(name=RENDER)
-    def render(ref: Any) -> None:
+    def render(hint: Any) -> None:
         try:
-            hint = read_hint(ref)
-        except (TypeError, ValueError, FarmError) as error:
+            refs = read_hint(hint)
+        except (KeyError, TypeError, ValueError, FarmError) as error:
             log.warning("dropped a malformed hint: %s", error)
             return
         try:
-            runner.run(hint)
+            runner.run(refs)
         except WorkerFatal:
             log.critical("the worker cannot go on", exc_info=True)
             os._exit(1)  # at once and unsettled: the job's lease ends and another worker takes it
-        except FarmError as error:  # the store or Redis is away: the ledger will hint the job again
-            log.warning("%s before the job was settled: %s", error.code, error)
+        except FarmError as error:  # the store or Redis is away: the ledger will hint the jobs again
+            log.warning("%s before the jobs were settled: %s", error.code, error)
         except BaseException:  # whatever escapes a task leaves a worker that answers and never consumes again
-            log.exception("the job could not be settled; its lease will end")
+            log.exception("the jobs could not be settled; their leases will end")

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import random
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 
 import farm
 from farm import keys, metrics
 from farm.config import Settings
 from farm.errors import (
+    BY_CODE,
     Canceled,
     DeadlineExceeded,
     InputNotFound,
@@ -34,6 +36,8 @@ from farm.storage import ObjectStore
 log = logging.getLogger(__name__)
 
 _MAX_RESULT_BYTES = 4 * 1024**2
+_DEVICE_STAGES = ("lora", "vae_encode", "denoise", "vae_decode")
+_MAX_STATE_BYTES = 512 * 1024**2
 
 
 @dataclass
@@ -59,6 +63,10 @@ class Attempt:
         finally:
             self.timings[name] = self.timings.get(name, 0.0) + time.monotonic() - begin
 
+    @property
+    def device_seconds(self) -> float:
+        return sum(self.timings.get(stage, 0.0) for stage in _DEVICE_STAGES)
+
 
 class Verdicts:
     """Reads and writes results. The first result of a job is its only one."""
@@ -80,15 +88,20 @@ class Verdicts:
         try:
             if isinstance(known, Canceled):  # by request (a result says so), or the lease is another's by now
                 ended = self.read(attempt.ref)
+                if ended is None and self._batch_canceled(attempt.ref):
+                    return self.cancel(attempt)
                 return ended.status if ended else None
             if isinstance(known, Preempted):
-                self._release(attempt, 0.0, charged=False)
+                state = getattr(known, "state", None)
+                self._save(attempt.ref, state)
+                self._release(attempt, 0.0, charged=False, saved=state is not None)
+                log.info("preempted: %s", known)
                 return None
             again = attempt.claim.attempt < self._settings.max_attempts or isinstance(known, SpecUnreadable)
             if isinstance(known, (Transient, Resource)) and again:
                 delay = random.uniform(0, min(60.0, 2.0 ** min(attempt.claim.attempt - 1, 6)))  # full jitter
                 log.warning("%s, trying again in %.1f s: %s", known.code, delay, known)
-                self._release(attempt, delay, charged=True)
+                self._release(attempt, delay)
                 return None
             state = JobState.EXPIRED if isinstance(known, DeadlineExceeded) else JobState.FAILED
             if not isinstance(known, InvalidInput):
@@ -98,11 +111,40 @@ class Verdicts:
             log.warning("cannot settle the job now (%s); its lease will end", away)
             return None
 
-    def _release(self, attempt: Attempt, delay: float, *, charged: bool) -> None:
-        self._ledger.release(attempt.ref.job_id, attempt.claim.owner, delay_seconds=delay, charged=charged)
+    def cancel(self, attempt: Attempt) -> JobState:
+        return self.commit(
+            attempt, JobState.CANCELED, error=ErrorInfo(code=Canceled.code, message="Its batch was canceled.")
+        )
+
+    def _release(self, attempt: Attempt, delay: float, *, charged: bool = True, saved: bool = False) -> None:
+        self._ledger.release(attempt.ref, attempt.claim.owner, delay_seconds=delay, charged=charged, saved=saved)
+
+    def _batch_canceled(self, ref: JobRef) -> bool:
+        if ref.shard == keys.SINGLE:
+            return False
+        try:
+            self._store.head(keys.batch_canceled(self._settings.store, ref.tenant, ref.batch_id))
+        except InputNotFound:
+            return False
+        return True
+
+    # A preempted job's state
+
+    def saved_state(self, ref: JobRef) -> bytes | None:
+        try:
+            return self._store.get(self._state_uri(ref), max_bytes=_MAX_STATE_BYTES).data
+        except InputNotFound:
+            return None
+
+    def _save(self, ref: JobRef, state: bytes | None) -> None:
+        if state is not None:
+            self._store.put(self._state_uri(ref), state, content_type="application/octet-stream", create_only=False)
+
+    def _state_uri(self, ref: JobRef) -> str:
+        return keys.state(self._settings.store, ref.tenant, ref.batch_id, ref.job_id, ref.generation)
 
     def _result_uri(self, ref: JobRef) -> str:
-        return keys.result(self._settings.store, ref.tenant, ref.batch_id, ref.job_id, 0)
+        return keys.result(self._settings.store, ref.tenant, ref.batch_id, ref.job_id, ref.generation)
 
     def read(self, ref: JobRef) -> JobResult | None:
         try:
@@ -127,6 +169,7 @@ class Verdicts:
             tenant=ref.tenant,
             batch_id=ref.batch_id,
             custom_id=job.custom_id if job else "",
+            generation=ref.generation,
             status=state,
             model=ref.model,
             image=job.image if job else "",
@@ -155,9 +198,18 @@ class Verdicts:
             state = winner.status if winner else state
         else:
             _count(result)
-        self._ledger.finish(ref.job_id, state)
+            if error is not None and not issubclass(BY_CODE[error.code], (InvalidInput, Canceled, DeadlineExceeded)):
+                self._bury(ref, error)
         log.info("job %s", state.value)
         return state
+
+    def _bury(self, ref: JobRef, error: ErrorInfo) -> None:
+        """Note a job that was given up although nothing is known to be wrong with it, for `farm dead list`."""
+        metrics.dead_jobs.inc()
+        body = json.dumps({"ref": asdict(ref), "error": error.model_dump()}).encode()
+        uri = keys.dead(self._settings.store, ref.tenant, ref.batch_id, ref.job_id, ref.generation)
+        with suppress(ObjectExists):
+            self._store.put(uri, body, content_type="application/json", create_only=True)
 
 
 def _count(result: JobResult) -> None:

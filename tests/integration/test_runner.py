@@ -36,6 +36,9 @@ class Painter:
     def progress(self):
         return self.engine_progress
 
+    def estimate_seconds(self, request):
+        return 1.0
+
     def read_lora(self, data):
         return data
 
@@ -81,7 +84,7 @@ class Bench:
         return self.client.submit(self.job(**fields))
 
     def run(self, handle):
-        return self.runner.run(handle._ref)
+        return self.runner.run([handle._ref]).get(handle.id)
 
 
 @pytest.fixture
@@ -176,7 +179,7 @@ def test_a_row_lost_while_the_job_runs_loses_nothing(bench):
 
 def test_a_cancel_that_comes_second_tells_how_the_job_ended(bench, monkeypatch):
     handle = bench.submit()
-    monkeypatch.setattr(bench.runner._verdicts._ledger, "finish", lambda *a: None)  # the worker dies before its index
+    monkeypatch.setattr(bench.runner._ledger, "finish", lambda *a, **k: None)  # the worker dies before its index
     bench.run(handle)
     assert handle.status() is JobState.SUCCEEDED
     assert handle.cancel() is JobState.SUCCEEDED
@@ -230,7 +233,7 @@ def test_a_job_that_hangs_loses_its_lease(bench):
 
     def hang(request):
         time.sleep(3.5)
-        lost.append(bench.ledger.claim(handle._ref, lease_seconds=30).outcome)
+        lost.append(bench.ledger.claim([handle._ref], lease_seconds=30)[0].outcome)
         time.sleep(1)
 
     bench.painter.before = hang
@@ -276,7 +279,7 @@ def test_whatever_escapes_a_job_the_next_one_runs(bench, error):
 def test_a_job_that_takes_workers_down_is_given_up(bench):
     handle = bench.submit()
     for _ in range(bench.settings.max_crashes + 1):  # claimed by workers that go silent
-        bench.ledger.claim(handle._ref, lease_seconds=0.01)
+        bench.ledger.claim([handle._ref], lease_seconds=0.01)
         time.sleep(0.03)
     assert bench.run(handle) is JobState.FAILED
     assert handle.peek().error.code == "WorkerCrashed"

@@ -43,7 +43,8 @@ class Health:
         path = environ["PATH_INFO"]
         if path == "/metrics":
             self._refresh()
-            return self._metrics(environ, start_response)
+            page: Iterable[bytes] = self._metrics(environ, start_response)
+            return page
         status, body = {
             "/healthz": ("200 OK", b"ok\n"),
             "/readyz": ("200 OK", b"ready\n") if self.ready else ("503 Service Unavailable", b"not ready\n"),
