@@ -1,0 +1,15 @@
+"""The control plane: sees that every accepted job is indexed, hinted, and looked after until it has a result.
+
+    dispatcher   the loop: what is due, what is to be indexed, what is to be hinted
+    acceptance   batches between store and index: opened, indexed shard by shard, closed
+    reconcile    the index made again from the store, after Redis lost it
+    pace         how many hints may be out, and how many jobs one stands for
+    gauges       the queue's metrics, exported by one dispatcher of several
+    process      `farm dispatcher`: signals, health, the end
+
+Any number may run: every change of the index is one script, and each job is handed to one of them only.
+"""
+
+from farm.dispatcher.dispatcher import Dispatcher
+
+__all__ = ["Dispatcher"]

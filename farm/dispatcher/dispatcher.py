@@ -1,0 +1,111 @@
+"""The loop: what is due, what is to be indexed, what is to be hinted."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import groupby
+
+import redis
+
+from farm import metrics
+from farm.dispatcher.acceptance import Acceptance
+from farm.dispatcher.pace import Pace
+from farm.dispatcher.reconcile import Reconciler
+from farm.errors import FarmError, Transient
+from farm.ledger import Batches, JobRef, Ledger, Window
+from farm.queue import Hints
+from farm.shards import Shelf
+
+log = logging.getLogger(__name__)
+
+LIMIT = 1000  # jobs looked at in one go
+QUANTUM = 16  # jobs of one tenant before the next one's turn
+LOOK_AGAIN_SECONDS = 30.0  # at a hint that nobody answered; doubled each time
+LONGEST_SLEEP = 1.0
+
+
+class Dispatcher:
+    """Hints what is ready. Any number may run."""
+
+    def __init__(
+        self, client: redis.Redis, hints: Hints, shelf: Shelf, *, weights: Mapping[str, float] | None = None,
+        reconcile_seconds: float = 3600.0,
+    ):  # fmt: skip
+        """`weights`: of a tenant's fair share, 1 where it has none."""
+        self._window, self._hints, self._weights = Window(client), hints, dict(weights or {})
+        batches, ledger = Batches(client), Ledger(client)
+        self._acceptance = Acceptance(batches, ledger, shelf)
+        self._reconciler = Reconciler(self._acceptance, batches, shelf)
+        self._reconcile_seconds, self._reconciled_at = reconcile_seconds, time.monotonic()
+        self._reconciling: threading.Thread | None = None
+        self._paces: dict[str, Pace] = {}
+
+    def round(self) -> float:
+        """Everything that is to be done now; seconds until something may be due again."""
+        if self._reconciler.lost():
+            self._window.set_weights(self._weights)
+            self._reconcile()
+        elif time.monotonic() - self._reconciled_at > self._reconcile_seconds:
+            self._reconcile()
+        due = self._window.take_due(limit=LIMIT, look_again_in=LOOK_AGAIN_SECONDS)
+        metrics.redeliveries.inc(due.jobs)
+        for tenant, batch in due.batches:
+            self._acceptance.look_at(tenant, batch)
+        indexed = self._acceptance.index()
+        published = sum(self._hint(model) for model in self._window.models())
+        if published or indexed:
+            log.debug("indexed %d, hinted %d jobs", indexed, published)
+        next_in = LONGEST_SLEEP if due.next_in is None else due.next_in
+        return 0.0 if indexed else max(0.0, min(next_in, LONGEST_SLEEP))
+
+    def _hint(self, model: str) -> int:
+        pace = self._paces.setdefault(model, Pace())
+        pace.seen(self._window.finished(model))
+        refs = self._window.take_ready(
+            model, window=pace.window, limit=LIMIT, quantum=QUANTUM, look_again_in=LOOK_AGAIN_SECONDS
+        )
+        for hint in _grouped(refs, pace.hint_size):
+            self._hints.publish(hint)
+        metrics.hints.labels(model).inc(len(refs))
+        return len(refs)
+
+    def _reconcile(self) -> None:
+        """In a thread of its own: a store with a long history takes minutes to walk, and hints do not wait."""
+        if self._reconciling is None or not self._reconciling.is_alive():
+            self._reconciled_at = time.monotonic()
+            self._reconciling = threading.Thread(target=self._walk, name="reconcile", daemon=True)
+            self._reconciling.start()
+
+    def _walk(self) -> None:
+        try:
+            self._reconciler.whole()
+        except FarmError as error:
+            log.warning("%s while the index was made again; it is begun once more: %s", error.code, error)
+        except Exception:
+            log.exception("the index could not be made again; it is begun once more")
+
+    def run(self, stop: threading.Event, *, on_round: Callable[[], object] = lambda: None) -> None:
+        """Rounds until `stop` is set. What is away is waited for, and nothing ends the loop."""
+        while not stop.is_set():
+            try:
+                wait = self.round()
+                on_round()
+                if wait:
+                    self._window.wait(wait)
+            except Transient as error:
+                log.warning("%s: %s", error.code, error)
+                stop.wait(0.5)
+            except Exception:  # a job's fault must not be everybody's
+                log.exception("a round failed; the next one goes on")
+                stop.wait(1.0)
+
+
+def _grouped(refs: Iterable[JobRef], size: int) -> Iterator[list[JobRef]]:
+    """Neighbours of one batch, at most `size` in a hint."""
+    for _, group in groupby(refs, key=lambda ref: (ref.tenant, ref.batch_id)):
+        same = list(group)
+        for begin in range(0, len(same), size):
+            yield same[begin : begin + size]

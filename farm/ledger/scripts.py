@@ -1,0 +1,355 @@
+"""The index's Lua scripts. Each is one change, whole or not at all.
+
+All of them share a prelude: Redis' clock, and what it means for a row to be made, made ready and ended. Keys are made
+from ids inside the scripts (prefix first in ARGV), so the index lives on one Redis, not on a cluster's shards.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from farm import keys
+from farm.ledger.records import ROW_FIELDS
+
+_LUA_FIELDS = ", ".join(f"'{name}'" for name in ROW_FIELDS)
+
+PRELUDE: Final = (
+    f"""
+local t = redis.call('TIME') local now = t[1] + t[2] / 1000000
+local FIELDS = {{ {_LUA_FIELDS} }}
+local ROW, BATCH, DUE = '{keys.job_row("")}', '{keys.batch_row("")}', '{keys.DUE}'
+local READY, TENANTS, HINTED = '{keys.READY}', '{keys.TENANTS}', '{keys.HINTED}'
+local OPEN, WEIGHTS = '{keys.OPEN}', '{keys.WEIGHTS}'
+local FINISHED, PACE, RUNNING = '{keys.FINISHED}', '{keys.PACE}', '{keys.RUNNING}'
+local LIVE, QUEUED, HELD, WAKE = '{keys.LIVE}', '{keys.QUEUED}', '{keys.HELD}', '{keys.WAKE}'
+"""
+    + """
+local function wake()
+  if redis.call('LLEN', WAKE) < 2 then redis.call('RPUSH', WAKE, '1') end
+end
+
+-- A new row from ARGV[at…]: job_id, then FIELDS.
+local function make(at, state)
+  local row = {ROW .. ARGV[at], 'state', state, 'attempt', 0, 'crashes', 0, 'queued_at', now}
+  for i, name in ipairs(FIELDS) do row[#row + 1] = name row[#row + 1] = ARGV[at + i] end
+  redis.call('HSET', unpack(row))
+  redis.call('HINCRBY', LIVE, ARGV[at + 1], 1)
+  if tonumber(ARGV[at + 4]) >= 0 then redis.call('HINCRBY', BATCH .. ARGV[at + 2], 'live', 1) end
+end
+
+-- A count of a tenant's, which a lost Redis may have left too low.
+local function lower(counts, tenant)
+  if redis.call('HINCRBY', counts, tenant, -1) <= 0 then redis.call('HDEL', counts, tenant) end
+end
+
+-- Put a queued job where the dispatcher takes it; nth keeps the order of jobs that come in one call.
+local function make_ready(id, tenant, model, priority, nth)
+  redis.call('ZADD', READY .. model .. ':' .. tenant, (100 - priority) * 1e10 + now + nth * 0.001, id)
+  redis.call('SADD', READY, model)
+  if not redis.call('ZSCORE', TENANTS .. model, tenant) then
+    local first = redis.call('ZRANGE', TENANTS .. model, 0, 0, 'WITHSCORES')
+    redis.call('ZADD', TENANTS .. model, first[2] or 0, tenant)
+  end
+end
+
+local function requeue(id, nth)
+  local row = redis.call('HMGET', ROW .. id, 'tenant', 'model', 'priority')
+  redis.call('HSET', ROW .. id, 'state', 'queued', 'owner', '')
+  redis.call('ZREM', HINTED .. row[2], id)
+  redis.call('SREM', RUNNING .. row[2], id)
+  redis.call('ZREM', DUE, id)
+  make_ready(id, row[1], row[2], row[3], nth)
+end
+"""
+)
+
+# ARGV: counted, (job_id, FIELDS…)* → how many were new. For jobs that no shard of a batch will bring; those of an open
+# batch are `counted` among its tenant's already.
+ENQUEUE: Final = """
+local width, new = #FIELDS + 1, 0
+for at = 2, #ARGV, width do
+  if redis.call('EXISTS', ROW .. ARGV[at]) == 0 then
+    make(at, 'queued')
+    make_ready(ARGV[at], ARGV[at + 1], ARGV[at + 3], ARGV[at + width - 1], new)
+    if ARGV[1] == '1' then redis.call('HINCRBY', QUEUED, ARGV[at + 1], 1) end
+    new = new + 1
+  end
+  if tonumber(ARGV[at + 4]) < 0 then
+    redis.call('DEL', BATCH .. ARGV[at + 2])
+    redis.call('ZREM', DUE, 'batch:' .. ARGV[at + 1] .. '/' .. ARGV[at + 2])
+  end
+end
+if new > 0 then wake() end
+return new
+"""
+
+# ARGV: owner, lease, (job_id, FIELDS…)* → (outcome, attempt, crashes, waited, saved)*
+# A row that is missing (Redis lost it, or the job has ended) is made from the hint; whoever claims it looks for a
+# result first.
+CLAIM: Final = """
+local width, answer = #FIELDS + 1, {}
+for at = 3, #ARGV, width do
+  local id, model = ARGV[at], ARGV[at + 3]
+  local key = ROW .. id
+  local row = redis.call('HMGET', key, 'state', 'crashes', 'queued_at', 'saved')
+  local outcome, crashes = 'claimed', tonumber(row[2] or 0)
+  if not row[1] then
+    make(at, 'queued')
+    redis.call('HSET', key, 'remade', 1)
+    row[3] = now
+  elseif row[1] == 'running' then
+    local expiry = redis.call('ZSCORE', DUE, id)
+    if expiry and tonumber(expiry) > now then outcome = 'busy' else
+      crashes = redis.call('HINCRBY', key, 'crashes', 1)
+    end
+  elseif row[1] == 'ended' then
+    outcome = 'busy'
+  end
+  local attempt = 0
+  if outcome ~= 'busy' then
+    if redis.call('HGET', BATCH .. ARGV[at + 2], 'state') == 'canceled' then outcome = 'canceled' end
+    redis.call('HSET', key, 'state', 'running', 'owner', ARGV[1])
+    redis.call('ZADD', DUE, now + ARGV[2], id)
+    redis.call('ZREM', HINTED .. model, id)
+    redis.call('ZREM', READY .. model .. ':' .. ARGV[at + 1], id)
+    redis.call('SADD', RUNNING .. model, id)
+    attempt = redis.call('HINCRBY', key, 'attempt', 1)
+  end
+  answer[#answer + 1] = {outcome, attempt, crashes, tostring(now - (row[3] or now)), row[4] or '0'}
+end
+wake()
+return answer
+"""
+
+# ARGV: owner, lease, (job_id, FIELDS…)* → (0 lost | 1 held | 2 canceled)*
+# A row that Redis lost is made again by whoever holds the job.
+BEAT: Final = """
+local width, answer = #FIELDS + 1, {}
+for at = 3, #ARGV, width do
+  local id = ARGV[at]
+  local row = redis.call('HMGET', ROW .. id, 'state', 'owner')
+  if not row[1] then
+    make(at, 'running')
+    redis.call('HSET', ROW .. id, 'owner', ARGV[1], 'attempt', 1, 'remade', 1)
+    redis.call('SADD', RUNNING .. ARGV[at + 3], id)
+    row = {'running', ARGV[1]}
+  end
+  if row[1] == 'running' and row[2] == ARGV[1] then
+    redis.call('ZADD', DUE, now + ARGV[2], id)
+    local canceled = redis.call('HGET', BATCH .. ARGV[at + 2], 'state') == 'canceled'
+    answer[#answer + 1] = canceled and 2 or 1
+  else
+    answer[#answer + 1] = 0
+  end
+end
+return answer
+"""
+
+# ARGV: job_id, owner, delay, charged, saved → 1 if it was this owner's
+RELEASE: Final = """
+local row = redis.call('HMGET', ROW .. ARGV[1], 'state', 'owner')
+if row[1] ~= 'running' or row[2] ~= ARGV[2] then return 0 end
+if ARGV[4] == '0' then redis.call('HINCRBY', ROW .. ARGV[1], 'attempt', -1) end
+if ARGV[5] == '1' then redis.call('HSET', ROW .. ARGV[1], 'saved', 1) end
+if tonumber(ARGV[3]) > 0 then
+  redis.call('HSET', ROW .. ARGV[1], 'state', 'queued', 'owner', '')
+  redis.call('SREM', RUNNING .. redis.call('HGET', ROW .. ARGV[1], 'model'), ARGV[1])
+  redis.call('ZADD', DUE, now + ARGV[3], ARGV[1])
+else
+  requeue(ARGV[1], 0)
+end
+wake()
+return 1
+"""
+
+# ARGV: job_id* → give back what was hinted and not claimed
+GIVE_BACK: Final = """
+for i, id in ipairs(ARGV) do
+  local row = redis.call('HMGET', ROW .. id, 'state', 'model')
+  if row[1] == 'queued' and redis.call('ZSCORE', HINTED .. row[2], id) then requeue(id, i) end
+end
+wake()
+return 1
+"""
+
+# ARGV: (job_id, state, seconds, owner)*: forget jobs whose results are written. A row that was made from a hint is not
+# counted: its job may have ended, and been counted, before. A job in other hands leaves a mark, so that their next beat
+# is refused.
+FINISH: Final = """
+for at = 1, #ARGV, 4 do
+  local id = ARGV[at]
+  local row = redis.call('HMGET', ROW .. id, 'tenant', 'batch_id', 'model', 'shard', 'remade', 'state', 'owner')
+  local tenant, name, model = row[1], row[2], row[3]
+  if row[6] == 'running' and row[7] ~= ARGV[at + 3] then
+    redis.call('HSET', ROW .. id, 'state', 'ended', 'owner', '')
+    redis.call('EXPIRE', ROW .. id, 600)
+  else
+    redis.call('DEL', ROW .. id)
+  end
+  if tenant and row[6] ~= 'ended' then
+    redis.call('ZREM', DUE, id)
+    redis.call('ZREM', HINTED .. model, id)
+    redis.call('ZREM', READY .. model .. ':' .. tenant, id)
+    redis.call('SREM', RUNNING .. model, id)
+    redis.call('INCR', FINISHED .. model)
+    redis.call('INCRBYFLOAT', PACE .. model, ARGV[at + 2])
+    if not row[5] then lower(QUEUED, tenant) end
+    if redis.call('ZREM', HELD .. name, id) == 0 then lower(LIVE, tenant) end
+    if tonumber(row[4]) >= 0 then
+      local batch = BATCH .. name
+      local live = redis.call('HINCRBY', batch, 'live', -1)
+      local known = redis.call('HMGET', batch, 'state', 'shards', 'next_shard')
+      if not known[1] then
+        if live <= 0 then redis.call('DEL', batch) end
+      else
+        if not row[5] then redis.call('HINCRBY', batch, 'n:' .. ARGV[at + 1], 1) end
+        if known[2] and tonumber(known[3]) < tonumber(known[2]) then wake()
+        elseif known[2] and live <= 0 then
+          redis.call('ZADD', DUE, now, 'batch:' .. tenant .. '/' .. name)
+          wake()
+        end
+      end
+    end
+  end
+end
+return 1
+"""
+
+# ARGV: limit, look_again → batches (tenant/batch) to look at, seconds to the next, jobs. Jobs that are due become ready
+# by this very call: a lease that ended counts as a crash, a retry's time has come, a hint came to nothing.
+TAKE_DUE: Final = """
+local batches, jobs = {}, 0
+for nth, id in ipairs(redis.call('ZRANGEBYSCORE', DUE, '-inf', now, 'LIMIT', 0, ARGV[1])) do
+  if string.sub(id, 1, 6) == 'batch:' then
+    redis.call('ZADD', DUE, now + ARGV[2], id)
+    batches[#batches + 1] = string.sub(id, 7)
+  else
+    local state = redis.call('HGET', ROW .. id, 'state')
+    if state == 'running' then redis.call('HINCRBY', ROW .. id, 'crashes', 1) end
+    if state then requeue(id, nth) else redis.call('ZREM', DUE, id) end
+    jobs = jobs + 1
+  end
+end
+local next = redis.call('ZRANGE', DUE, 0, 0, 'WITHSCORES')
+return {batches, tostring(next[2] and next[2] - now or -1), jobs}
+"""
+
+# ARGV: model, window, limit, quantum, look_again → (job_id, FIELDS…)*: ready jobs in their order: the tenant that has
+# had the least of its share first, `quantum` jobs at a time; within a tenant by priority, then by age.
+TAKE_READY: Final = """
+local model, taken = ARGV[1], {}
+local room = math.min(tonumber(ARGV[3]), ARGV[2] - redis.call('ZCARD', HINTED .. model))
+while room > 0 do
+  local first = redis.call('ZRANGE', TENANTS .. model, 0, 0, 'WITHSCORES')
+  local tenant = first[1]
+  if not tenant then redis.call('SREM', READY, model) break end
+  local popped = redis.call('ZPOPMIN', READY .. model .. ':' .. tenant, math.min(room, tonumber(ARGV[4])))
+  if #popped == 0 then
+    redis.call('ZREM', TENANTS .. model, tenant)
+  else
+    local given = 0
+    for i = 1, #popped, 2 do
+      local id = popped[i]
+      local row = redis.call('HMGET', ROW .. id, 'state', unpack(FIELDS))
+      if row[1] == 'queued' then
+        if redis.call('HGET', BATCH .. row[3], 'paused') == '1' then
+          redis.call('ZADD', HELD .. row[3], popped[i + 1], id)
+          lower(LIVE, tenant)
+        else
+          local looks = redis.call('HINCRBY', ROW .. id, 'looks', 1)
+          redis.call('ZADD', HINTED .. model, now, id)
+          redis.call('ZADD', DUE, now + ARGV[5] * 2 ^ math.min(looks - 1, 10), id)
+          row[1] = id
+          taken[#taken + 1] = row
+          given = given + 1
+        end
+      end
+    end
+    room = room - given
+    local weight = tonumber(redis.call('HGET', WEIGHTS, tenant) or 1)
+    redis.call('ZINCRBY', TENANTS .. model, given / weight, tenant)
+  end
+end
+return taken
+"""
+
+# ARGV: tenant, batch_id, shard, (job_id, FIELDS…)*: index one shard, once → new rows, or -1 if it was indexed already
+INDEX_SHARD: Final = """
+local batch = BATCH .. ARGV[2]
+if tonumber(redis.call('HGET', batch, 'next_shard') or 0) ~= tonumber(ARGV[3]) then return -1 end
+local width, new = #FIELDS + 1, 0
+for at = 4, #ARGV, width do
+  if redis.call('EXISTS', ROW .. ARGV[at]) == 0 then
+    make(at, 'queued')
+    make_ready(ARGV[at], ARGV[at + 1], ARGV[at + 3], ARGV[at + width - 1], new)
+    new = new + 1
+  end
+end
+local known = redis.call('HMGET', batch, 'shards', 'live')
+if redis.call('HINCRBY', batch, 'next_shard', 1) >= tonumber(known[1] or 0) then
+  redis.call('ZREM', OPEN, ARGV[1] .. '/' .. ARGV[2])
+  if tonumber(known[2] or 0) <= 0 then redis.call('ZADD', DUE, now, 'batch:' .. ARGV[1] .. '/' .. ARGV[2]) end
+end
+return new
+"""
+
+# ARGV: tenant, batch_id, look_again, quota → 0 if the tenant has as many jobs queued as it may. Work is about to be
+# accepted under this batch: look there if no word comes.
+ANNOUNCE: Final = """
+if tonumber(ARGV[4]) > 0 and tonumber(redis.call('HGET', QUEUED, ARGV[1]) or 0) >= tonumber(ARGV[4]) then return 0 end
+redis.call('HSETNX', BATCH .. ARGV[2], 'state', 'accepting')
+redis.call('ZADD', DUE, now + ARGV[3], 'batch:' .. ARGV[1] .. '/' .. ARGV[2])
+return 1
+"""
+
+# ARGV: tenant, batch_id, jobs, shards, next_shard, priority, state, model, look_again, ended, (state, count)*: all of
+# it is in the store; `ended` of its jobs need nothing more, and these are the counts of how.
+OPEN_BATCH: Final = """
+local batch, name = BATCH .. ARGV[2], ARGV[1] .. '/' .. ARGV[2]
+if redis.call('HEXISTS', batch, 'shards') == 1 then return 0 end
+redis.call('HSET', batch, 'jobs', ARGV[3], 'shards', ARGV[4], 'next_shard', ARGV[5], 'state', ARGV[7], 'model', ARGV[8])
+redis.call('HSETNX', batch, 'live', 0)
+redis.call('HINCRBY', QUEUED, ARGV[1], ARGV[3] - ARGV[10])
+for at = 11, #ARGV, 2 do redis.call('HSET', batch, 'n:' .. ARGV[at], ARGV[at + 1]) end
+if tonumber(ARGV[5]) < tonumber(ARGV[4]) then
+  redis.call('ZADD', OPEN, (100 - ARGV[6]) * 1e10 + now, name)
+end
+redis.call('ZADD', DUE, now + ARGV[9], 'batch:' .. name)
+wake()
+return 1
+"""
+
+# ARGV: tenant, batch_id: nothing of it is left to do
+CLOSE_BATCH: Final = """
+redis.call('DEL', BATCH .. ARGV[2], HELD .. ARGV[2])
+redis.call('ZREM', DUE, 'batch:' .. ARGV[1] .. '/' .. ARGV[2])
+redis.call('ZREM', OPEN, ARGV[1] .. '/' .. ARGV[2])
+return 1
+"""
+
+# ARGV: batch_id, pause → 0 where the batch is not known. What is held comes back when it goes on.
+PAUSE: Final = """
+local batch = BATCH .. ARGV[1]
+if redis.call('HEXISTS', batch, 'state') == 0 then return 0 end
+redis.call('HSET', batch, 'paused', ARGV[2])
+if ARGV[2] == '0' then
+  for nth, id in ipairs(redis.call('ZRANGE', HELD .. ARGV[1], 0, -1)) do
+    local row = redis.call('HMGET', ROW .. id, 'state', 'tenant', 'model', 'priority')
+    if row[1] == 'queued' then
+      make_ready(id, row[2], row[3], row[4], nth)
+      redis.call('HINCRBY', LIVE, row[2], 1)
+    end
+  end
+  redis.call('DEL', HELD .. ARGV[1])
+  wake()
+end
+return 1
+"""
+
+# ARGV: batch_id: every claim and every beat of it answers "canceled" from now on
+CANCEL: Final = """
+local batch = BATCH .. ARGV[1]
+if redis.call('HEXISTS', batch, 'state') == 0 then return 0 end
+redis.call('HSET', batch, 'state', 'canceled')
+return 1
+"""

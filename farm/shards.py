@@ -1,0 +1,136 @@
+"""Spec shards: the objects in which jobs are accepted, up to 1,000 lines each, and where each line lies in them.
+
+A line is one job (`schemas.spec_line`). A shard is written once; a batch counts only when its footer is there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+from farm import keys
+from farm.errors import InputNotFound, InvalidParameter, SpecTooLarge, SpecUnreadable
+from farm.ledger.records import JobRef
+from farm.schemas import MAX_SPEC_BYTES, BatchFooter, InpaintJob, spec_line
+from farm.storage import ObjectStore, shown
+
+MAX_JOBS = 1000  # of a shard
+MAX_BYTES = 8 * 1024**2  # of a shard; it ends early rather than grow past this
+_MAX_READ = MAX_BYTES + 2 * MAX_SPEC_BYTES
+_DEFAULTS = {name: InpaintJob.model_fields[name].default for name in ("model", "priority")}
+
+
+@dataclass(frozen=True)
+class Shard:
+    number: int
+    data: bytes
+    jobs: int
+    priority: int  # of its first job
+
+
+def sized(line: bytes) -> bytes:
+    """The line, or SpecTooLarge."""
+    if len(line) > MAX_SPEC_BYTES:
+        raise SpecTooLarge(f"The job is {len(line)} bytes of JSON, at most {MAX_SPEC_BYTES} are taken; shorten it.")
+    return line
+
+
+def shards_of(jobs: Iterable[InpaintJob], line_of: Callable[[InpaintJob], bytes] = spec_line) -> Iterator[Shard]:
+    """Jobs of one tenant, each with a custom_id of its own, in shards; InvalidParameter for one that comes twice.
+
+    What is kept of a job that has gone by is eight bytes of its name's hash.
+    """
+    seen: set[int] = set()
+    lines: list[bytes] = []
+    size = number = priority = 0
+    for job in jobs:
+        if (name := hash(job.custom_id)) in seen:
+            raise InvalidParameter("custom_id", f"{job.custom_id!r} comes twice in this batch; name every job once")
+        seen.add(name)
+        line = line_of(job)
+        if lines and (len(lines) == MAX_JOBS or size + len(line) > MAX_BYTES):
+            yield Shard(number, b"".join(lines), len(lines), priority)
+            lines, size, number = [], 0, number + 1
+        if not lines:
+            priority = job.priority
+        lines.append(line)
+        size += len(line)
+    if lines:
+        yield Shard(number, b"".join(lines), len(lines), priority)
+
+
+def refs_in(
+    data: bytes, tenant: str, batch: str, shard: int, generations: Mapping[str, int] | None = None
+) -> list[JobRef]:
+    """Where the jobs of a shard's bytes lie. `generations`: of those jobs that were retried."""
+    refs, offset, later = [], 0, generations or {}
+    for line in data.splitlines(keepends=True):
+        spec = {**_DEFAULTS, **json.loads(line)}
+        job = keys.job_id(tenant, batch, spec["custom_id"])
+        place = (shard, offset, len(line), later.get(job, 0))
+        refs.append(JobRef(job, tenant, batch, spec["model"], *place, spec["priority"]))
+        offset += len(line)
+    return refs
+
+
+class Shelf:
+    """The shards of one farm's store, read."""
+
+    def __init__(self, store: ObjectStore, root: str):
+        self.store, self.root = store, root
+
+    def refs(self, tenant: str, batch: str, shard: int, generations: Mapping[str, int] | None = None) -> list[JobRef]:
+        """Raises InputNotFound."""
+        data = self.store.get(keys.spec_shard(self.root, tenant, batch, shard), max_bytes=_MAX_READ).data
+        return refs_in(data, tenant, batch, shard, generations)
+
+    def footer(self, tenant: str, batch: str) -> BatchFooter | None:
+        try:
+            data = self.store.get(keys.batch_footer(self.root, tenant, batch), max_bytes=MAX_SPEC_BYTES).data
+        except InputNotFound:
+            return None
+        return BatchFooter.from_json(data)
+
+    def canceled(self, tenant: str, batch: str) -> bool:
+        try:
+            self.store.head(keys.batch_canceled(self.root, tenant, batch))
+        except InputNotFound:
+            return False
+        return True
+
+    def generations(self, tenant: str, batch: str) -> dict[str, int]:
+        """Job → its newest generation, for the jobs of a batch that were retried."""
+        return {ref.job_id: ref.generation for retry in self.retries(tenant, batch) for ref in retry}
+
+    def retries(self, tenant: str, batch: str) -> Iterator[list[JobRef]]:
+        """The jobs of every retry, first retry first."""
+        number = 0
+        while True:
+            try:
+                data = self.store.get(keys.retry(self.root, tenant, batch, number), max_bytes=2**31).data
+            except InputNotFound:
+                return
+            yield [JobRef(**json.loads(line)) for line in data.splitlines()]
+            number += 1
+
+    def lines(self, refs: list[JobRef]) -> list[bytes]:
+        """The spec of each job, in one read where they lie side by side. Raises SpecUnreadable."""
+        first = refs[0]
+        uri = keys.spec_shard(self.root, first.tenant, first.batch_id, first.shard)
+        beside = all(
+            (one.batch_id, one.shard, one.offset) == (two.batch_id, two.shard, two.offset - one.length)
+            for one, two in pairwise(refs)
+        )
+        if not beside:
+            return [line for ref in refs for line in self.lines([ref])]
+        try:
+            data = self.store.get_range(uri, first.offset, sum(ref.length for ref in refs))
+        except (InputNotFound, InvalidParameter):  # no fault of the job: a store that is not mounted looks like this
+            raise SpecUnreadable(f"The specs at {shown(uri)} cannot be read now; is the store the farm's?") from None
+        return [data[ref.offset - first.offset :][: ref.length] for ref in refs]
+
+
+def retried(ref: JobRef) -> JobRef:
+    return replace(ref, generation=ref.generation + 1)

@@ -1,0 +1,145 @@
+"""`BatchHandle`: an accepted batch, watched, paused, canceled, retried; its results streamed."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict
+from datetime import UTC, datetime
+
+from farm import keys
+from farm.errors import InputNotFound, ObjectExists, QueueUnavailable, ResultTimeout
+from farm.ledger import Batches, JobRef, Ledger
+from farm.schemas import BatchFooter, BatchSummary, JobResult
+from farm.shards import Shelf, retried
+from farm.states import JobState
+
+LOOK_AGAIN_SECONDS = 30.0
+_MAX_RESULT_BYTES = 4 * 1024**2
+_READERS = 16  # results on their way at once
+
+
+class BatchHandle:
+    """What `Client.submit_batch` returns; `Client.batch(id)` opens it again."""
+
+    def __init__(self, footer: BatchFooter, shelf: Shelf, ledger: Ledger, batches: Batches):
+        self.id, self.tenant, self.jobs = footer.batch_id, footer.tenant, footer.jobs
+        self._footer, self._shelf, self._ledger, self._batches = footer, shelf, ledger, batches
+
+    def __repr__(self) -> str:
+        return f"BatchHandle(id={self.id!r}, jobs={self.jobs})"
+
+    def status(self) -> BatchSummary:
+        """How far it is. Raises QueueUnavailable while the index is away or is being made again."""
+        record = self._batches.record(self.tenant, self.id)
+        if record is None or not record.shards:
+            summary = self._summary()
+            if summary is None:
+                raise QueueUnavailable(f"The farm is making its index again; ask for batch {self.id} in a moment.")
+            return summary
+        counts = {JobState(state): count for state, count in record.counts.items()}
+        if left := self.jobs - sum(counts.values()):
+            counts[JobState.QUEUED] = left
+        return BatchSummary(
+            batch_id=self.id, tenant=self.tenant, jobs=self.jobs, counts=counts, paused=record.paused,
+            canceled=record.state == "canceled",
+        )  # fmt: skip
+
+    def _summary(self) -> BatchSummary | None:
+        try:
+            uri = keys.summary(self._shelf.root, self.tenant, self.id)
+            return BatchSummary.from_json(self._shelf.store.get(uri, max_bytes=_MAX_RESULT_BYTES).data)
+        except InputNotFound:
+            return None
+
+    def wait(
+        self, timeout: float | None = None, *, on_progress: Callable[[BatchSummary], object] = lambda _: None
+    ) -> BatchSummary:
+        """Until every job has ended, at most `timeout` seconds, else ResultTimeout. An index away is waited for."""
+        end = None if timeout is None else time.monotonic() + timeout
+        pause = 0.05
+        while True:
+            with suppress(QueueUnavailable):
+                summary = self.status()
+                on_progress(summary)
+                if summary.done:
+                    return summary
+            if end is not None and time.monotonic() >= end:
+                raise ResultTimeout(f"Batch {self.id} has not ended after {timeout:g} s.")
+            time.sleep(pause)
+            pause = min(pause * 1.5, 1.0)
+
+    def results(self) -> Iterator[JobResult]:
+        """The results there are now, in the order of the jobs; those of retried jobs are the newest."""
+        with ThreadPoolExecutor(_READERS) as pool:
+            for refs in self._refs():
+                yield from (result for result in pool.map(self._result, refs) if result is not None)
+
+    def _refs(self) -> Iterator[list[JobRef]]:
+        later = self._shelf.generations(self.tenant, self.id)
+        for shard in range(self._footer.shards):
+            yield self._shelf.refs(self.tenant, self.id, shard, later)
+
+    def _result(self, ref: JobRef) -> JobResult | None:
+        uri = keys.result(self._shelf.root, ref.tenant, ref.batch_id, ref.job_id, ref.generation)
+        try:
+            return JobResult.from_json(self._shelf.store.get(uri, max_bytes=_MAX_RESULT_BYTES).data)
+        except InputNotFound:
+            return None
+
+    # What can be done to it
+
+    def pause(self) -> None:
+        """Begin no more of its jobs. Lasts until `resume`, or until Redis loses its data."""
+        self._known(self._batches.pause(self.id, paused=True))
+
+    def resume(self) -> None:
+        self._known(self._batches.pause(self.id, paused=False))
+
+    def cancel(self) -> None:
+        """Render nothing more of it: every job that has not ended ends `canceled`, running ones at their next step."""
+        body = json.dumps({"canceled_at": datetime.now(UTC).isoformat()}).encode()
+        uri = keys.batch_canceled(self._shelf.root, self.tenant, self.id)
+        with suppress(ObjectExists):
+            self._shelf.store.put(uri, body, content_type="application/json", create_only=True)
+        self._batches.pause(self.id, paused=False)
+        self._batches.cancel(self.id)
+
+    def retry_failed(self, *, codes: frozenset[str] | None = None) -> int:
+        """Give every failed job (with one of `codes`) another generation; how many. The old results stay."""
+        refs, counts = [], dict.fromkeys(JobState, 0)
+        for group in self._refs():
+            with ThreadPoolExecutor(_READERS) as pool:
+                for ref, result in zip(group, pool.map(self._result, group), strict=True):
+                    if result is None:
+                        continue
+                    if result.status is JobState.FAILED and (codes is None or _code(result) in codes):
+                        refs.append(retried(ref))
+                    else:
+                        counts[result.status] += 1
+        if refs:
+            self._write_retry(refs)
+            self._shelf.store.delete(keys.summary(self._shelf.root, self.tenant, self.id))
+            ended = {state.value: count for state, count in counts.items() if count}
+            self._batches.open(
+                self._footer, next_shard=self._footer.shards, look_again_in=LOOK_AGAIN_SECONDS, counts=ended
+            )
+            self._ledger.enqueue(refs, counted=False)
+        return len(refs)
+
+    def _write_retry(self, refs: list[JobRef]) -> None:
+        body = b"".join(json.dumps(asdict(ref)).encode() + b"\n" for ref in refs)
+        number = sum(1 for _ in self._shelf.retries(self.tenant, self.id))
+        uri = keys.retry(self._shelf.root, self.tenant, self.id, number)
+        self._shelf.store.put(uri, body, content_type="application/x-ndjson", create_only=True)
+
+    def _known(self, known: bool) -> None:
+        if not known:
+            raise QueueUnavailable(f"The index does not know batch {self.id}: it is over, or the index is being made.")
+
+
+def _code(result: JobResult) -> str:
+    return result.error.code if result.error else ""
