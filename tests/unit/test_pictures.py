@@ -20,7 +20,7 @@ from farm.errors import (
     ImageTruncated,
     UnsupportedImageFormat,
 )
-from farm.pictures import open_picture, probe
+from farm.pictures import misnamed, open_picture, probe
 from tests.unit.picture_files import KINDS, WHOLE, chunk, drawn, png, rows, saved, zipped
 
 
@@ -110,6 +110,22 @@ def test_what_is_not_one_of_the_five_kinds(name):
 def test_magic_wins_over_any_name():
     for name in ("PNG", "JPEG", "WEBP", "TIFF"):
         assert probe(saved(drawn(), name)).format == name  # there is no name to be misled by
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "wrong"),
+    [
+        ("s3://b/a.PNG", "PNG", False),
+        ("a.jpeg", "JPEG", False),
+        ("a.jpg", "PNG", True),
+        ("a.tif", "WEBP", True),
+        ("a", "PNG", False),
+        ("a.png.part", "JPEG", False),
+        ("", "AVIF", False),
+    ],
+)
+def test_a_name_that_promises_another_format(name, kind, wrong):
+    assert misnamed(name, kind) is wrong
 
 
 # Size

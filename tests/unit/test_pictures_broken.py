@@ -16,7 +16,7 @@ from farm.errors import (
     ImageTruncated,
     UnsupportedImageFormat,
 )
-from farm.pictures import probe
+from farm.pictures import open_picture, probe
 from tests.unit.picture_files import WHOLE, chunk, drawn, png, saved
 
 # Several pictures
@@ -118,6 +118,33 @@ def test_a_tiff_with_fewer_strips_than_rows():
     place = whole.index(struct.pack("<HHI", 279, 4, 1)) + 8  # the length of the only strip
     with pytest.raises(ImageTruncated, match="rows of it are missing"):
         probe(whole[:place] + struct.pack("<I", 100) + whole[place + 4 :])
+
+
+@pytest.mark.parametrize(
+    "picture", [Image.new("F", (40, 40), 0.5), Image.new("I", (40, 40), 70_000), Image.new("I", (40, 40), -5)]
+)
+def test_a_tiff_of_numbers_that_pillow_would_clip(picture):
+    with pytest.raises(UnsupportedImageFormat, match="not whole numbers"):
+        probe(saved(picture, "TIFF"))
+
+
+def tiled(side: int, size: int = 64) -> bytes:
+    """A TIFF of `size`×`size` px in one tile of `side`×`side` px, deflated zeros."""
+    packed = zlib.compress(b"\0" * side * min(side, 2048))
+    tags = {256: size, 257: size, 258: 8, 259: 8, 262: 1, 277: 1, 322: side, 323: side, 324: 0, 325: len(packed)}
+    tags[324] = 8 + 2 + 12 * len(tags) + 4  # where the tile begins
+    table = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + table + b"\0" * 4 + packed
+
+
+def test_a_tiff_whose_tile_is_far_larger_than_its_picture():
+    for side in (64, 512, 1024):
+        assert probe(tiled(side)).width == 64
+        open_picture(tiled(side), "TIFF").load()
+    for side in (1040, 16_384, 65_520):
+        with pytest.raises(UnsupportedImageFormat, match="far larger"):
+            probe(tiled(side))
+    assert probe(tiled(2048, size=1024)).width == 1024
 
 
 def test_a_tiff_of_many_channels():
