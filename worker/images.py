@@ -10,16 +10,29 @@ sees, and the feather runs inward.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from io import BytesIO
 from math import log
 
 from PIL import Image, ImageChops, ImageFilter, ImageOps
 
-from farm.errors import ImageTruncated, InvalidParameter, MaskEmpty, MaskSizeMismatch
-from farm.image_structure import open_picture
-from farm.pictures import probe
+from farm.errors import (
+    ImageTruncated,
+    InvalidInput,
+    InvalidParameter,
+    MaskEmpty,
+    MaskSizeMismatch,
+    OutputExists,
+    UnsupportedImageFormat,
+)
+from farm.image_structure import UNREADABLE
+from farm.pictures import misnamed, open_picture, recognised
 from farm.schemas import Receipt
+from farm.storage import shown
+from worker.decoder import Decoders, Picture
+
+logger = logging.getLogger(__name__)
 
 Size = tuple[int, int]  # width, height in px
 Box = tuple[int, int, int, int]  # left, top, right, bottom in px, right and bottom excluded
@@ -43,18 +56,22 @@ class Region:
     mask: Image.Image
 
 
-def decode(image: bytes, mask: bytes | None, *, polarity: str, max_pixels: int) -> Source:
-    """Read an image and its mask, applying EXIF orientation.
+def decode(
+    image: bytes, mask: bytes | None, *, polarity: str, max_pixels: int, image_name: str = "", mask_name: str = ""
+) -> Source:
+    """Read an image and its mask, applying EXIF orientation. Their names (or URIs) are only for the log.
 
     Without a mask, or with polarity `transparent_edits`, the transparent part of the image (or of the mask picture)
     is what may change. Raises UnsupportedImageFormat, ImageTruncated, ImageTooLarge, ImageSizeOutOfRange,
     AnimatedImageUnsupported, MaskSizeMismatch, MaskEmpty, InvalidParameter.
     """
-    picture = _open(image, "image", max_pixels)
+    source = _open(image, "image", image_name, max_pixels)
+    picture, warnings = source.image, source.warnings
     if mask is None:
         edits = _transparent(picture, "image", "give a mask, or an image whose transparent part is to be painted")
     else:
-        drawn = _open(mask, "mask", max_pixels)
+        read = _open(mask, "mask", mask_name, max_pixels)
+        drawn, warnings = read.image, warnings + read.warnings
         if drawn.size != picture.size:
             raise MaskSizeMismatch(
                 f"The mask is {drawn.width}×{drawn.height} px and the image {picture.width}×{picture.height}; "
@@ -69,35 +86,35 @@ def decode(image: bytes, mask: bytes | None, *, polarity: str, max_pixels: int) 
     low, high = edits.getextrema()
     if high == 0:
         raise MaskEmpty("The mask selects nothing; paint white (or choose another mask_polarity) where to edit.")
-    warnings = ("The mask keeps nothing: the whole picture is repainted.",) if low == 255 else ()
-    if mask is not None and picture.has_transparency_data:
+    if low == 255:
+        warnings += ("The mask keeps nothing: the whole picture is repainted.",)
+    if mask is not None and picture.mode == "RGBA":
         warnings += ("The image's transparency is not kept: the picture is written without an alpha channel.",)
     return Source(picture.convert("RGB"), edits, warnings)
 
 
-def decode_image(data: bytes, *, max_pixels: int) -> Image.Image:
+def decode_image(data: bytes, *, max_pixels: int, name: str = "") -> Image.Image:
     """A picture without a mask, upright and in RGB. Raises as `decode` does."""
-    return _open(data, "image", max_pixels).convert("RGB")
+    return _open(data, "reference image", name, max_pixels).image.convert("RGB")
 
 
-def _open(data: bytes, what: str, max_pixels: int) -> Image.Image:
-    info = probe(data, max_pixels=max_pixels)
+_decoders = Decoders()
+
+
+def _open(data: bytes, what: str, name: str, max_pixels: int) -> Picture:
     try:
-        picture = open_picture(data, info.format)
-        picture.load()
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise ImageTruncated(
-            f"The {what} cannot be decoded ({str(error)[:80]}); upload the whole file again."
-        ) from None
-    if picture.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip to white instead of scaling
-        picture = picture.convert("I").point(lambda v: v * (1 / 257)).convert("L")
-    return ImageOps.exif_transpose(picture)
+        picture = _decoders.decode(data, max_pixels=max_pixels)
+    except InvalidInput as error:
+        raise type(error)(f"{what}: {error}") from None
+    if misnamed(name, picture.format):
+        logger.warning("the %s %s is %s by its bytes, which count", what, shown(name), picture.format)
+    return Picture(picture.image, picture.format, tuple(f"{what}: {warning}" for warning in picture.warnings))
 
 
 def _transparent(picture: Image.Image, what: str, cure: str) -> Image.Image:
-    if not picture.has_transparency_data:
+    if picture.mode != "RGBA":
         raise InvalidParameter("mask", f"is missing and the {what} has no transparency: {cure}")
-    return picture.convert("RGBA").getchannel("A").point(lambda v: 255 if v < 128 else 0)
+    return picture.getchannel("A").point(lambda v: 255 if v < 128 else 0)
 
 
 def choose_bucket(buckets: tuple[Size, ...], region: Size) -> Size:
@@ -207,8 +224,17 @@ def encode(image: Image.Image, output_format: str, quality: int) -> bytes:
 
 
 def receipt(source: Source, written: bytes) -> Receipt:
-    """Decode what was written and compare it with the source outside the submitted mask."""
-    out = Image.open(BytesIO(written)).convert("RGB")
+    """Decode what was written and compare it with the source outside the submitted mask.
+
+    Raises OutputExists when what lies there is not what was written: somebody else's picture, or none.
+    """
+    try:
+        out: Image.Image = open_picture(written, recognised(written))
+        if out.size != source.image.size:
+            raise OutputExists("The picture at the output is not this job's: its size differs; choose another output.")
+        out = out.convert("RGB")
+    except (UnsupportedImageFormat, ImageTruncated, *UNREADABLE):
+        raise OutputExists("What lies at the output is not this job's picture; choose another output.") from None
     outside = ImageOps.invert(source.mask)
     difference = Image.new("RGB", out.size)
     difference.paste(ImageChops.difference(out, source.image), mask=outside)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from farm.errors import FarmError
+from farm.errors import FarmError, OutputExists
 from worker import images
 
 
@@ -71,6 +71,25 @@ def test_the_receipt_tells_of_a_pixel_that_changed():
 def test_the_receipt_of_a_jpeg_is_honest():
     source = decode(noise(64, 64), box_mask((64, 64), (8, 8, 16, 16)))
     assert images.receipt(source, images.encode(source.image, "jpeg", 80)).max_abs_diff_outside > 0
+
+
+@pytest.mark.parametrize("written", [b"", b"rubbish", png(noise(32, 31)), png(noise(32, 32))[:-30]])
+def test_what_lies_at_the_output_and_is_not_what_was_written_gets_no_receipt(written):
+    with pytest.raises(OutputExists, match="not this job's"):
+        images.receipt(decode(noise(32, 32), box_mask((32, 32), (8, 8, 16, 16))), written)
+
+
+def test_the_bytes_decide_and_a_misleading_name_is_logged(caplog):
+    mask = png(box_mask((16, 16), (0, 0, 8, 8)))
+    names = {"image_name": "s3://photos/a\n.jpg", "mask_name": "s3://photos/mask.png"}
+    images.decode(png(noise(16, 16)), mask, polarity="white_edits", max_pixels=10**8, **names)
+    (record,) = caplog.records
+    assert record.getMessage() == r"the image s3://photos/a\n.jpg is PNG by its bytes, which count"
+
+
+def test_a_refusal_says_which_picture_it_is_about():
+    with pytest.raises(FarmError, match=r"^mask: The file is text"):
+        images.decode(png(noise(16, 16)), b"hello, this is text", polarity="white_edits", max_pixels=10**8)
 
 
 def test_the_feather_runs_inward_and_not_along_the_edge_of_the_picture():
