@@ -10,6 +10,7 @@
     │   └── LoraNonFinite      NaN or Inf among its weights
     ├── EmbeddingInvalid       a textual inversion that cannot be used
     ├── NonFiniteOutput        the model made NaN or Inf
+    ├── BlackOutput            the decoder made nothing but zeros
     └── FeatureUnavailable     an optional library is not installed
 
 They are ValueErrors, because diffusers raises ValueError for the same misuse and callers written for it catch that.
@@ -60,6 +61,10 @@ class EmbeddingInvalid(EngineError):
 
 class NonFiniteOutput(EngineError):
     code = "NonFiniteOutput"
+
+
+class BlackOutput(EngineError):
+    code = "BlackOutput"
 
 
 class FeatureUnavailable(EngineError):

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from worker.engine.errors import InvalidParameter, NonFiniteOutput
+from worker.engine.errors import BlackOutput, InvalidParameter, NonFiniteOutput
 from worker.engine.latents import repeat_rows
 from worker.engine.noise import skip_sample
 from worker.engine.request import Request
@@ -42,19 +42,29 @@ def require_finite(tensor: torch.Tensor, what: str) -> torch.Tensor:
     return tensor
 
 
+def require_painted(pictures: torch.Tensor) -> torch.Tensor:
+    """`pictures` ``[N, 3, H, W]``, finite. A decoder never gives exactly zero everywhere, whatever it paints, black
+    backdrops included; a device or a library that fails without a word does.
+    """
+    require_finite(pictures, "the VAE's pictures hold")
+    if not pictures.flatten(1).any(dim=1).all():
+        raise BlackOutput("the VAE's decoder gave nothing but zeros: try another seed, or the checkpoint in float32")
+    return pictures
+
+
 def decode(vae: Any, request: Request) -> torch.Tensor:
     """The request's pictures, ``[N, 3, H, W]`` in about −1..1.
 
-    Raises NonFiniteOutput for NaN or Inf, and InvalidParameter where the decoder has to look at a picture and there are
-    only latents of it.
+    Raises NonFiniteOutput for NaN or Inf, BlackOutput for a picture of zeros, and InvalidParameter where the decoder
+    has to look at a picture and there are only latents of it.
     """
     latents = require_finite(request.latents, "the UNet's latents hold") / vae.config.scaling_factor
     if request.pixels is None:
-        return require_finite(vae.decode(latents), "the VAE's pictures hold")
+        return require_painted(vae.decode(latents))
     pixels, mask, rows = request.pixels, request.pixel_mask, len(latents)
     if pixels.shape[-2:] != mask.shape[-2:]:
         raise InvalidParameter("image", "has to be a picture, not latents, for a VAE whose decoder looks at it")
     # diffusers encodes the pictures once more here and makes no use of it, but for the numbers that it draws.
     skip_sample(len(pixels), latents.shape[1:], request.generator, pixels.device, pixels.dtype)
     seen = {"image": repeat_rows(pixels, rows, "image"), "mask": repeat_rows(mask, rows, "mask_image")}
-    return require_finite(vae.decode(latents, **seen), "the VAE's pictures hold")
+    return require_painted(vae.decode(latents, **seen))

@@ -126,7 +126,8 @@ class StableDiffusionInpaintPipeline(PipelineFiles):
         clip_skip: how many of CLIP's last layers to leave out.
         callback_on_step_end: see `callbacks`; callback: ``(step, timestep, latents)`` every `callback_steps` steps.
 
-        Raises InvalidParameter with the argument's name, NonFiniteOutput when the models produce NaN or Inf.
+        Raises InvalidParameter with the argument's name, NonFiniteOutput when the models produce NaN or Inf,
+        BlackOutput when the decoder produces nothing but zeros.
         """
         self._guidance_scale = guidance_scale
         self._clip_skip = clip_skip
@@ -261,7 +262,8 @@ class StableDiffusionInpaintPipeline(PipelineFiles):
 
     @torch.no_grad()
     def finish_request(self, request: Request) -> StableDiffusionPipelineOutput:
-        """Decode, judge and hand out. Raises NonFiniteOutput when there is a NaN or Inf in latents or picture."""
+        """Decode, judge and hand out. Raises NonFiniteOutput for a NaN or Inf in latents or picture, BlackOutput for a
+        picture that is zero everywhere."""
         if request.output_type == "latent":
             return StableDiffusionPipelineOutput(require_finite(request.latents, "the UNet's latents hold"))
         decoded, flags = self.run_safety_checker(decode(self.vae, request), request.prompt_embeds.dtype)
