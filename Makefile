@@ -8,12 +8,13 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 
-.PHONY: help demo test test-full test-gpu lint clean
+.PHONY: help demo test test-full test-gpu chaos lint clean
 help:
 	@echo "make demo       render real photographs through queue, worker and store, and show them"
 	@echo "make test       what CI runs"
 	@echo "make test-full  the long grids as well"
 	@echo "make test-gpu   the tests that need a CUDA device"
+	@echo "make chaos      the farm under faults, SECONDS=600 SEED=1"
 
 demo: $(VENV)/.demo
 	$(BIN)/farm demo --out demo-out
@@ -26,6 +27,11 @@ test-full: $(VENV)/.dev lint
 
 test-gpu: $(VENV)/.dev
 	$(BIN)/python -m pytest -m gpu
+
+SECONDS ?= 600
+SEED ?= 1
+chaos: $(VENV)/.dev
+	$(BIN)/python -m tests.faults.chaos --seconds $(SECONDS) --seed $(SEED)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -27,6 +27,7 @@ from tests.servers.redis import RedisServer
 from tests.servers.s3 import S3Server
 
 RESTART_SECONDS = 0.5
+_QUICK_SECONDS, _QUICK_ENDS = 5.0, 8  # a child that ends so soon so often in a row is broken, not hurt
 COLOURS = {"anna": (200, 30, 30), "bert": (30, 30, 200)}  # a tenant's photo, so that a picture tells whose it is
 
 
@@ -36,13 +37,14 @@ class Child:
     def __init__(self, name: str, command: list[str], folder: Path, environment: Mapping[str, str]):
         self.name = name
         self._command, self._log, self._environment = command, folder / f"{name}.log", environment
-        self._again_at = 0.0
+        self._again_at, self._quick = 0.0, 0
         self.exits: list[int] = []
         self.process: Process | None = None
         self.start()
 
     def start(self) -> None:
         self.process = Process(self._command, self._log, {**os.environ, **self._environment})
+        self._started_at = time.monotonic()
 
     @property
     def alive(self) -> bool:
@@ -55,6 +57,10 @@ class Child:
     def tick(self, *, restart: bool) -> None:
         if self.process is not None and self.process.exit_code is not None:
             self.exits.append(self.process.exit_code)
+            quick = time.monotonic() - self._started_at < _QUICK_SECONDS and self.process.exit_code != 0
+            self._quick = self._quick + 1 if quick else 0
+            if self._quick >= _QUICK_ENDS:
+                raise RuntimeError(f"{self.name} does not run:\n{self.process.tail()}")
             self.process, self._again_at = None, time.monotonic() + RESTART_SECONDS
         if self.process is None and restart and time.monotonic() >= self._again_at:
             self.start()

@@ -26,6 +26,7 @@ from farm.logs import set_up
 from farm.schemas import InpaintJob
 from farm.storage import ObjectInfo, ObjectStore
 from tests.faults.notes import Notes
+from worker.preemption import Preemption
 from worker.runner import Rendered, RenderRequest
 
 
@@ -64,13 +65,19 @@ class Painter:
 
     read_embedding = read_ip_adapter = read_lora
 
+    def estimate_seconds(self, request: RenderRequest) -> float:
+        told = request.job.metadata.get("seconds")
+        return float(told) if told else random.Random(request.seed).uniform(self._low, self._high)
+
     def render(self, request: RenderRequest) -> Rendered:
-        """As many steps as the job asks for, in a time that its seed chooses."""
+        """As many steps as the job asks for, in the seconds that its metadata say, or else its seed."""
         job: InpaintJob = request.job
-        seconds = random.Random(request.seed).uniform(self._low, self._high)
-        for step in range(job.num_inference_steps):
-            time.sleep(seconds / job.num_inference_steps)
-            if step == job.num_inference_steps // 2 and job.prompt in CONDUCT:
+        seconds, steps = self.estimate_seconds(request), job.num_inference_steps
+        for step in range(int(request.resume or 0), steps):
+            if request.preempted():
+                raise Preemption(b"%d" % step, step)
+            time.sleep(seconds / steps)
+            if step == steps // 2 and job.prompt in CONDUCT:
                 CONDUCT[job.prompt]()
             self._moves += 1
             request.on_step()

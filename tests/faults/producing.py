@@ -22,8 +22,7 @@ from farm import keys
 from farm.config import load_settings
 from farm.errors import FarmError
 from farm.logs import set_up
-from farm.schemas import InpaintJob
-from farm.shards import line_of
+from farm.schemas import InpaintJob, spec_line
 from producer.client import Client
 from tests.faults.notes import Notes
 
@@ -83,7 +82,7 @@ def main() -> int:
         accepted.write(
             at=time.time(),
             key=key,
-            jobs=[[keys.job_id(tenant, batch, job.custom_id), line_of(job).decode()] for job in jobs],
+            jobs=[[keys.job_id(tenant, batch, job.custom_id), spec_line(job).decode()] for job in jobs],
         )
         if stop.exists():
             return 0

@@ -112,6 +112,8 @@ class Proxy:
                 both.create_task(self._pass(server_reader, writer, "down", writer))
         except* OSError:
             pass  # one side went away: so does the other
+        except* asyncio.CancelledError:
+            pass  # the proxy stops; asyncio's own callback would log a cancelled connection as an error
         finally:
             for one in pair:
                 one.transport.abort()

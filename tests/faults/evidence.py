@@ -1,0 +1,126 @@
+"""What a run left behind, read as a history: producers' and workers' notes, the store, and what is left in Redis."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import redis
+
+from farm import keys
+from farm.schemas import JobResult
+from farm.storage import ObjectStore
+from tests.faults.history import Accepted, Claimed, Ended, History, Picture, Spec, Won
+
+_MOST = 64 << 20
+
+# What may stay in an idle Redis: Celery's table of queues, and what the farm counts or remembers for good.
+_MAY_STAY = re.compile(
+    r"_kombu\.binding.*|"
+    + "|".join((keys.WEIGHTS, keys.WAKE, keys.EPOCH, keys.LEADER, f"(?:{keys.FINISHED}|{keys.PACE}).*"))
+)
+
+
+def read_history(
+    folder: Path,
+    store: ObjectStore,
+    root: str,
+    *,
+    left: dict[str, int],
+    resets: tuple[tuple[float, float], ...],
+    shows: Callable[[bytes], str],
+) -> History:
+    """`folder` holds accepted-*.ndjson and events/*.ndjson; `shows` tells the tenant whose photo a picture is."""
+    events = [event for path in sorted(folder.glob("events/*.ndjson")) for event in _lines(path.read_bytes())]
+    with ThreadPoolExecutor(8) as pool:
+        specs = [
+            spec for found in pool.map(lambda uri: _specs(store, root, uri), _shards(store, root)) for spec in found
+        ]
+        results = pool.map(lambda uri: _ended(store, root, uri), _names(store, f"{root}/results/"))
+        outputs = pool.map(lambda uri: _picture(store, uri, shows), _names(store, f"{root}/outputs/"))
+        return History(
+            accepted=tuple(accepted_jobs(folder)),
+            specs=tuple(specs),
+            results=tuple(results),
+            outputs=tuple(outputs),
+            claims=tuple(
+                Claimed(event["job"], event["attempt"], event["begin"], event["end"])
+                for event in events
+                if event["kind"] == "claimed"
+            ),
+            wins=tuple(Won(event["uri"], event["at"]) for event in events if event["kind"] == "won"),
+            given_back=frozenset(event["job"] for event in events if event["kind"] == "given back"),
+            resets=resets,
+            left=left,
+        )
+
+
+def accepted_jobs(folder: Path) -> Iterator[Accepted]:
+    for path in sorted(folder.glob("accepted-*.ndjson")):
+        for submission in _lines(path.read_bytes()):
+            for job_id, spec in submission["jobs"]:
+                yield Accepted(job_id, spec.encode())
+
+
+def left_in_redis(client: redis.Redis) -> dict[str, int]:
+    """Sizes of all that is left but what may stay; the key's pattern without ids → how many."""
+    left: dict[str, int] = defaultdict(int)
+    for raw in client.scan_iter(count=1000):
+        name = raw.decode() if isinstance(raw, bytes) else raw
+        if not _MAY_STAY.fullmatch(name):
+            left[re.sub(r"[0-9a-f]{32}", "…", name)] += _size(client, name)
+    return dict(left)
+
+
+def _size(client: redis.Redis, name: str) -> int:
+    kind = client.type(name)
+    measure = {"list": client.llen, "hash": client.hlen, "zset": client.zcard, "set": client.scard}
+    return int(measure.get(kind.decode() if isinstance(kind, bytes) else kind, lambda _: 1)(name))
+
+
+def _lines(data: bytes) -> list[Any]:
+    return [json.loads(line) for line in data.splitlines()]
+
+
+def _names(store: ObjectStore, prefix: str) -> list[str]:
+    return [info.uri for info in store.list(prefix)]
+
+
+def _shards(store: ObjectStore, root: str) -> list[str]:
+    """The shards of accepted work: single jobs, and those of batches that were sealed."""
+    names = set(_names(store, keys.specs(root)))
+    return [
+        uri
+        for uri in sorted(names)
+        if re.search(r"/(single|\d+)\.ndjson$", uri)
+        and (uri.endswith("/single.ndjson") or f"{uri.rpartition('/')[0]}/batch.json" in names)
+    ]
+
+
+def _specs(store: ObjectStore, root: str, uri: str) -> list[Spec]:
+    tenant, batch = uri.removeprefix(keys.specs(root)).split("/")[:2]
+    data = store.get(uri, max_bytes=_MOST).data
+    return [
+        Spec(keys.job_id(tenant, batch, json.loads(line)["custom_id"]), tenant, batch, line)
+        for line in data.splitlines()
+    ]
+
+
+def _ended(store: ObjectStore, root: str, uri: str) -> Ended:
+    tenant, batch, name = uri.removeprefix(f"{root}/results/").split("/")
+    job, generation, _ = name.split(".")
+    return Ended(job, tenant, batch, int(generation), JobResult.from_json(store.get(uri, max_bytes=_MOST).data))
+
+
+def _picture(store: ObjectStore, uri: str, shows: Callable[[bytes], str]) -> Picture:
+    there = store.get(uri, max_bytes=_MOST)
+    told = there.metadata
+    return Picture(
+        uri, sha256(there.data).hexdigest(), told.get("job", "?"), int(told.get("generation", -1)), shows(there.data)
+    )
