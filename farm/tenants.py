@@ -43,10 +43,7 @@ from farm.errors import AccessDenied, InvalidName, Misconfigured, UrlNotAllowed
 from farm.names import check_name, check_uri
 from farm.schemas import InpaintJob
 from farm.signing import MIN_KEY_BYTES, signed_line, split_line, verify
-from farm.storage import shown
-
-AREAS = ("specs", "results", "summaries", "states", "outputs")
-"""The folders of `farm.keys` below the farm's store."""
+from farm.storage import RECORDS, shown
 
 
 class KeySource(BaseModel):
@@ -153,7 +150,7 @@ class Tenants:
     def _allowed(self, uri: str, tenant: str, prefixes: tuple[str, ...]) -> bool:
         for root in self._roots:
             area = uri.removeprefix(root).partition("/")[0] if uri.startswith(root) else ""
-            if area in AREAS:
+            if area in RECORDS:
                 return uri.startswith(f"{root}outputs/{tenant}/")
         return uri.startswith(prefixes)
 

@@ -18,6 +18,7 @@ from farm.storage.base import (
 )
 
 __all__ = [
+    "RECORDS",
     "ObjectInfo",
     "ObjectStore",
     "Progress",
@@ -30,6 +31,9 @@ __all__ = [
     "shown",
 ]
 
+RECORDS = ("specs", "results", "summaries", "states", "outputs")
+"""The folders below a farm's store that the farm itself writes (`farm.keys` says what lies in them)."""
+
 
 def open_store(url: str, *, s3: S3Settings | None = None, extra_roots: tuple[str | Path, ...] = ()) -> ObjectStore:
     """The store that `url` lies in: `s3://bucket/prefix` or `file:///folder`.
@@ -40,7 +44,7 @@ def open_store(url: str, *, s3: S3Settings | None = None, extra_roots: tuple[str
     if url.startswith("s3://"):
         from farm.storage.s3 import S3Store  # boto3 takes 0.2 s and 20 MB to import: only for who needs it
 
-        return S3Store(s3 or S3Settings())
+        return S3Store(s3 or S3Settings(), records=tuple(f"{url.rstrip('/')}/{name}/" for name in RECORDS))
     if url.startswith("file:///"):
         from farm.storage.local import LocalStore
 

@@ -51,7 +51,7 @@ _CONFLICT_PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8)  # seconds, upper ends of a full j
 
 # Foreign errors, mapped at the edge: by S3's code where it says more than the status does, else by status.
 _GONE = (InputNotFound, "does not exist")
-_FORBIDDEN = (InputForbidden, "may not be accessed with the farm's credentials; check the bucket's policy")
+_FORBIDDEN = (InputForbidden, "may not be accessed with the farm's credentials, if it exists; check name and policy")
 _CREDENTIALS = (Misconfigured, "could not be reached: the store refuses the farm's credentials or its clock")
 _BUSY = (StoreUnavailable, "could not be reached: the store is overloaded or out of order")
 _REGION = (Misconfigured, "lies in another region or endpoint than the farm is set up for")
@@ -89,6 +89,8 @@ CODES: dict[str, tuple[type[FarmError], str]] = {
     "SlowDown": _BUSY,
     "NotImplemented": (Misconfigured, "cannot be written create-once on this store; use one that knows If-None-Match"),
 }
+
+_REFUSALS = ("AccessDenied", "403")  # the second is all that a HEAD request is told
 
 STATUSES: dict[int, tuple[type[FarmError], str]] = {
     403: _FORBIDDEN,
@@ -168,12 +170,17 @@ class _Watched(io.BytesIO):
 
 
 class S3Store(ObjectStore):
-    """Objects `s3://bucket/key`. The client is made on first use, once, and serves all threads."""
+    """Objects `s3://bucket/key`. The client is made on first use, once, and serves all threads.
+
+    Who may not list a bucket gets "forbidden" from S3 where others get "not found" (docs.aws.amazon.com, GetObject,
+    Permissions), and the farm's roles may not list. Below `records`, prefixes that these credentials may read as a
+    whole, a refusal therefore means that there is no such object.
+    """
 
     scheme: ClassVar[str] = "s3"
 
-    def __init__(self, settings: S3Settings):
-        self._settings = settings
+    def __init__(self, settings: S3Settings, *, records: tuple[str, ...] = ()):
+        self._settings, self._records = settings, records
         self._lock = threading.Lock()
         self._made: S3Client | None = None
 
@@ -189,10 +196,21 @@ class S3Store(ObjectStore):
 
     # Reading
 
+    @contextmanager
+    def _reading(self, uri: str) -> Iterator[None]:
+        try:
+            with _edge(uri):
+                yield
+        except InputForbidden as error:
+            refused = isinstance(error.__cause__, boto_errors.ClientError) and _code(error.__cause__) in _REFUSALS
+            if refused and uri.startswith(self._records):
+                raise InputNotFound(f"{shown(uri)!r} does not exist, or may not be read.") from error.__cause__
+            raise
+
     def get(
         self, uri: str, *, max_bytes: int, etag: str | None = None, progress: Progress | None = None
     ) -> StoredObject:
-        with _edge(uri):
+        with self._reading(uri):
             response = self._client.get_object(**_named(uri), **_pin(etag))
             with closing(response["Body"]) as body:
                 if response.get("ContentLength", 0) > max_bytes:
@@ -209,7 +227,7 @@ class S3Store(ObjectStore):
 
     def get_range(self, uri: str, offset: int, length: int, *, etag: str | None = None) -> bytes:
         check_range(offset, length)
-        with _edge(uri):
+        with self._reading(uri):
             wanted = f"bytes={offset}-{offset + length - 1}"
             response = self._client.get_object(**_named(uri), **_pin(etag), Range=wanted)
             with closing(response["Body"]) as body:
@@ -221,7 +239,7 @@ class S3Store(ObjectStore):
         return data
 
     def head(self, uri: str) -> ObjectInfo:
-        with _edge(uri):
+        with self._reading(uri):
             response = self._client.head_object(**_named(uri))
         return _described(uri, response["ContentLength"], response)
 

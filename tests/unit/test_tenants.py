@@ -11,7 +11,8 @@ from farm.config import Settings, load_settings
 from farm.errors import AccessDenied, InvalidInput, Misconfigured, SignatureInvalid, UrlNotAllowed
 from farm.names import check_redis_url, check_uri
 from farm.schemas import InpaintJob, dump_line
-from farm.tenants import AREAS, Tenants
+from farm.storage import RECORDS
+from farm.tenants import Tenants
 
 STORE = "s3://farm-bucket/farm"
 ACME = {
@@ -67,7 +68,7 @@ def test_each_field_has_its_own_places(load, field):
         "s3://other/photos/",
         "s3://acme/photos-2/",
         STORE + "/",
-        *(f"{STORE}/{area}/rival/" for area in AREAS),
+        *(f"{STORE}/{area}/rival/" for area in RECORDS),
     ):
         with pytest.raises(AccessDenied, match="not among the places that tenant 'acme'"):
             tenants.check_job(job(**FIELDS[field](uri if field == "output" else uri + "x.safetensors")))
@@ -103,7 +104,7 @@ def test_the_farms_records_are_out_of_reach_though_their_bucket_is_allowed(load,
     tenants = load(content)
     own = f"{STORE}/outputs/acme/b/"
     tenants.check_job(job(image=own + "a.png", output=own))  # one job's picture may be the next one's image
-    for area in AREAS:
+    for area in RECORDS:
         for place in (f"{STORE}/{area}/", f"{STORE}/{area}/rival/b/", f"{STORE}/{area}/acme-2/b/"):
             with pytest.raises(AccessDenied):
                 tenants.check_job(job(image=own + "a.png", output=place))
@@ -114,15 +115,18 @@ def test_the_farms_records_are_out_of_reach_though_their_bucket_is_allowed(load,
                 tenants.check_job(job(image=own + "a.png", output=f"{STORE}/{area}/acme/b/"))
 
 
-def test_the_areas_are_all_that_keys_names():
+def test_the_records_are_all_that_keys_names():
+    of_a_batch = (keys.batch_folder, keys.batch_footer, keys.batch_canceled, keys.summary, keys.results)
     made = [
+        keys.specs(STORE),
         keys.spec_shard(STORE, "t", "b", 0),
+        keys.retry(STORE, "t", "b", 1),
+        keys.state(STORE, "t", "b", "j", 0),
         keys.result(STORE, "t", "b", "j", 0),
         keys.output(STORE, job(), "b", 0),
-        *(getattr(keys, name)(STORE, "t", "b", *rest) for name, *rest in (
-            ("summary",), ("state", "j", 0), ("results",), ("batch_footer",)) if hasattr(keys, name)),
-    ]  # fmt: skip
-    assert {uri.removeprefix(STORE + "/").split("/")[0] for uri in made} <= set(AREAS)
+        *(name(STORE, "t", "b") for name in of_a_batch),
+    ]
+    assert {uri.removeprefix(STORE + "/").split("/")[0] for uri in made} == set(RECORDS)
 
 
 def test_without_a_file_the_farms_bucket_is_open_to_every_tenant(load, tmp_path):
