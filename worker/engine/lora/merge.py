@@ -109,6 +109,14 @@ class LoraMerger:
         """Take every LoRA out: the weights are bit-equal to those first seen. True if there was one."""
         return self.set_adapters(())
 
+    def base_copies(self) -> Iterator[tuple[Tensor, tuple[Tensor, ...]]]:
+        """Each target's weight, and the tensors that hold its base at this moment: the copy it is restored from, where
+        it was ever touched, and the weight itself while nothing is merged into it.
+        """
+        for name, module in self._modules.items():
+            kept = (self._pristine[name],) if name in self._pristine else ()
+            yield module.weight, kept if name in self._terms else (*kept, module.weight)
+
     @contextmanager
     def detached(self) -> Iterator[None]:
         """Within, the weights are the base's and may be moved, cast or replaced; after, the set is merged anew."""
