@@ -110,8 +110,12 @@ def state(root: str, tenant: str, batch: str, job: str, generation: int) -> str:
     return f"{states(root)}{tenant}/{batch}/{job}.{generation}.safetensors"
 
 
+def graveyard(root: str) -> str:
+    return f"{root.rstrip('/')}/dead/"
+
+
 def dead(root: str, tenant: str, batch: str, job: str, generation: int) -> str:
-    return f"{root.rstrip('/')}/dead/{tenant}/{batch}/{job}.{generation}.json"
+    return f"{graveyard(root)}{tenant}/{batch}/{job}.{generation}.json"
 
 
 def states(root: str) -> str:

@@ -338,6 +338,7 @@ class BatchSummary(Message):
     counts: dict[JobState, int]
     paused: bool = False
     canceled: bool = False
+    retries: int = 0  # how often jobs of it were given another generation
 
     @property
     def ended(self) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 
 from farm import keys
@@ -130,7 +130,3 @@ class Shelf:
         except (InputNotFound, InvalidParameter):  # no fault of the job: a store that is not mounted looks like this
             raise SpecUnreadable(f"The specs at {shown(uri)} cannot be read now; is the store the farm's?") from None
         return [data[ref.offset - first.offset :][: ref.length] for ref in refs]
-
-
-def retried(ref: JobRef) -> JobRef:
-    return replace(ref, generation=ref.generation + 1)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 
 from farm import keys
 from farm.errors import InputNotFound, ObjectExists, QueueUnavailable, ResultTimeout
 from farm.ledger import Batches, JobRef, Ledger
 from farm.schemas import BatchFooter, BatchSummary, JobResult
-from farm.shards import Shelf, retried
+from farm.shards import Shelf
 from farm.states import JobState
 
 LOOK_AGAIN_SECONDS = 30.0
@@ -35,7 +35,7 @@ class BatchHandle:
     def status(self) -> BatchSummary:
         """How far it is. Raises QueueUnavailable while the index is away or is being made again."""
         record = self._batches.record(self.tenant, self.id)
-        if record is None or not record.shards:
+        if record is None or record.state == "accepting":
             summary = self._summary()
             if summary is None:
                 raise QueueUnavailable(f"The farm is making its index again; ask for batch {self.id} in a moment.")
@@ -110,36 +110,45 @@ class BatchHandle:
 
     def retry_failed(self, *, codes: frozenset[str] | None = None) -> int:
         """Give every failed job (with one of `codes`) another generation; how many. The old results stay."""
-        refs, counts = [], dict.fromkeys(JobState, 0)
+        refs: list[JobRef] = []
         for group in self._refs():
             with ThreadPoolExecutor(_READERS) as pool:
-                for ref, result in zip(group, pool.map(self._result, group), strict=True):
-                    if result is None:
-                        continue
-                    if result.status is JobState.FAILED and (codes is None or _code(result) in codes):
-                        refs.append(retried(ref))
-                    else:
-                        counts[result.status] += 1
-        if refs:
-            self._write_retry(refs)
-            self._shelf.store.delete(keys.summary(self._shelf.root, self.tenant, self.id))
-            ended = {state.value: count for state, count in counts.items() if count}
-            self._batches.open(
-                self._footer, next_shard=self._footer.shards, look_again_in=LOOK_AGAIN_SECONDS, counts=ended
-            )
-            self._ledger.enqueue(refs, counted=False)
+                results = zip(group, pool.map(self._result, group), strict=True)
+                refs += [ref for ref, result in results if result is not None and _failed(result, codes)]
+        self.retry(refs)
         return len(refs)
 
-    def _write_retry(self, refs: list[JobRef]) -> None:
-        body = b"".join(json.dumps(asdict(ref)).encode() + b"\n" for ref in refs)
-        number = sum(1 for _ in self._shelf.retries(self.tenant, self.id))
-        uri = keys.retry(self._shelf.root, self.tenant, self.id, number)
-        self._shelf.store.put(uri, body, content_type="application/x-ndjson", create_only=True)
+    def retry(self, refs: Sequence[JobRef]) -> None:
+        """Give jobs of this batch that failed another generation: first in the store, then in the index."""
+        if not refs:
+            return
+        again = write_retry(self._shelf, self.tenant, self.id, refs)
+        if not self._batches.uncount(self.tenant, self.id, JobState.FAILED, len(again)):
+            summary = self._summary()
+            counts = {} if summary is None else {state.value: count for state, count in summary.counts.items()}
+            counts["failed"] = counts.get("failed", 0) - len(again)
+            shards = self._footer.shards if summary is not None else 0
+            self._batches.open(
+                self._footer, next_shard=shards, look_again_in=LOOK_AGAIN_SECONDS,
+                counts=counts if summary is not None else None,
+            )  # fmt: skip
+        self._ledger.enqueue(again, counted=False)
 
     def _known(self, known: bool) -> None:
         if not known:
             raise QueueUnavailable(f"The index does not know batch {self.id}: it is over, or the index is being made.")
 
 
-def _code(result: JobResult) -> str:
-    return result.error.code if result.error else ""
+def write_retry(shelf: Shelf, tenant: str, batch: str, refs: Sequence[JobRef]) -> list[JobRef]:
+    """Record the next generation of these jobs; the jobs as they are then."""
+    again = [replace(ref, generation=ref.generation + 1) for ref in refs]
+    body = b"".join(json.dumps(asdict(ref)).encode() + b"\n" for ref in again)
+    number = sum(1 for _ in shelf.retries(tenant, batch))
+    uri = keys.retry(shelf.root, tenant, batch, number)
+    shelf.store.put(uri, body, content_type="application/x-ndjson", create_only=True)
+    return again
+
+
+def _failed(result: JobResult, codes: frozenset[str] | None) -> bool:
+    code = result.error.code if result.error else ""
+    return result.status is JobState.FAILED and (codes is None or code in codes)

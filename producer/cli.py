@@ -14,6 +14,7 @@ from farm.config import load_settings
 from farm.errors import FarmError, JobFailed
 from farm.logs import set_up
 from farm.schemas import InpaintJob
+from producer import operations
 from producer.client import Client
 
 
@@ -78,3 +79,7 @@ def submit(job: BinaryIO, idempotency_key: str | None, wait: float | None) -> No
     click.echo(result.to_json())
     if result.error:
         raise JobFailed(f"{result.error.code}: {result.error.message}", result)
+
+
+for command in operations.COMMANDS:
+    main.add_command(command)

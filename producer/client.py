@@ -33,7 +33,7 @@ from farm.schemas import BatchFooter, InpaintJob, spec_line
 from farm.shards import MAX_BYTES, Shard, Shelf, shards_of, sized
 from farm.storage import ObjectStore
 from farm.tenants import Tenants
-from producer.batch import BatchHandle
+from producer.batch import BatchHandle, write_retry
 from producer.handle import JobHandle
 
 log = logging.getLogger(__name__)
@@ -125,6 +125,13 @@ class Client:
         if footer is None:
             raise InvalidParameter("batch_id", f"{batch_id!r} is no batch of tenant {tenant!r} in this farm")
         return BatchHandle(footer, self._shelf, self._ledger, self._batches)
+
+    def retry(self, ref: JobRef) -> None:
+        """Give a job that ended another generation; its old result stays."""
+        if ref.shard == keys.SINGLE:
+            self._ledger.enqueue(write_retry(self._shelf, ref.tenant, ref.batch_id, [ref]))
+        else:
+            self.batch(ref.batch_id, tenant=ref.tenant).retry([ref])
 
     def _uploaded(self, tenant: str, batch: str, jobs: Iterable[InpaintJob]) -> Iterator[tuple[Shard, str]]:
         """Every shard once it is written, and the model of the batch's first job; a few are on their way at once."""

@@ -36,7 +36,7 @@ class Acceptance:
         record = self._batches.record(tenant, batch)
         if record is None:
             self._batches.close(tenant, batch)
-        elif not record.shards:
+        elif record.state == "accepting":
             self._look_for_work(tenant, batch)
         elif record.live <= 0 and record.next_shard >= record.shards:
             self._conclude(record)
@@ -65,7 +65,7 @@ class Acceptance:
             refs = self._shelf.refs(tenant, batch, keys.SINGLE, self._shelf.generations(tenant, batch))
         except InputNotFound:
             return False
-        self._ledger.enqueue([ref for ref in refs if not self._has_result(tenant, batch, ref.job_id, ref.generation)])
+        self._ledger.enqueue([ref for ref in refs if not self.has_result(tenant, batch, ref.job_id, ref.generation)])
         return True
 
     def _look_for_work(self, tenant: str, batch: str) -> None:
@@ -73,7 +73,7 @@ class Acceptance:
         if self.open(tenant, batch):
             self._first_seen.pop(batch, None)
             record = self._batches.record(tenant, batch)
-            if record is not None and not record.shards:  # a single job: its row, or its result, speaks for itself
+            if record is not None and record.state == "accepting":  # a single job: its row, or its result, speaks for itself
                 self._batches.close(tenant, batch)
         elif time.monotonic() - self._first_seen.setdefault(batch, time.monotonic()) > GIVE_UP_SECONDS:
             log.warning("batch %s of %s was announced and never completed", batch, tenant)
@@ -96,6 +96,7 @@ class Acceptance:
             jobs=record.jobs,
             counts={JobState(state): count for state, count in record.counts.items()},
             canceled=record.state == "canceled",
+            retries=sum(1 for _ in self._shelf.retries(record.tenant, record.batch_id)),
         )
         uri = keys.summary(self._shelf.root, record.tenant, record.batch_id)
         self._shelf.store.put(uri, summary.to_json(), content_type="application/json", create_only=False)
@@ -109,7 +110,7 @@ class Acceptance:
             self._generations[batch] = self._shelf.generations(tenant, batch)
         return self._generations[batch]
 
-    def _has_result(self, tenant: str, batch: str, job: str, generation: int) -> bool:
+    def has_result(self, tenant: str, batch: str, job: str, generation: int) -> bool:
         try:
             self._shelf.store.head(keys.result(self._shelf.root, tenant, batch, job, generation))
         except InputNotFound:

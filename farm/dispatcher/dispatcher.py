@@ -82,6 +82,7 @@ class Dispatcher:
     def _walk(self) -> None:
         try:
             self._reconciler.whole()
+            self._reconciler.collect_states()
         except FarmError as error:
             log.warning("%s while the index was made again; it is begun once more: %s", error.code, error)
         except Exception:

@@ -14,6 +14,7 @@ from farm.ledger import scripts
 from farm.ledger.connection import mapped
 from farm.ledger.records import BatchRecord, JobRef
 from farm.schemas import BatchFooter
+from farm.states import JobState
 
 
 class Batches:
@@ -26,6 +27,7 @@ class Batches:
             for name, text in (
                 ("announce", scripts.ANNOUNCE), ("open", scripts.OPEN_BATCH), ("index", scripts.INDEX_SHARD),
                 ("close", scripts.CLOSE_BATCH), ("pause", scripts.PAUSE), ("cancel", scripts.CANCEL),
+                ("uncount", scripts.UNCOUNT),
             )
         }  # fmt: skip
 
@@ -64,13 +66,17 @@ class Batches:
     def cancel(self, batch: str) -> bool:
         return bool(self._run("cancel", batch))
 
+    def uncount(self, tenant: str, batch: str, state: JobState, jobs: int) -> bool:
+        """So many jobs that ended in `state` are to run again; False if the batch is over, and must be opened anew."""
+        return bool(self._run("uncount", tenant, batch, state.value, jobs))
+
     def record(self, tenant: str, batch: str) -> BatchRecord | None:
         with mapped():
             row = cast("Mapping[str, str]", self._redis.hgetall(keys.batch_row(batch)))
         if "state" not in row:
             return None
         numbers = {name: int(row.get(name, 0)) for name in ("jobs", "shards", "next_shard", "live")}
-        counts = {name[2:]: int(value) for name, value in row.items() if name.startswith("n:")}
+        counts = {name[2:]: int(value) for name, value in row.items() if name.startswith("n:") and int(value)}
         return BatchRecord(
             tenant, batch, row["state"], row.get("model", ""), row.get("paused") == "1", counts=counts, **numbers
         )

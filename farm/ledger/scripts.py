@@ -314,7 +314,7 @@ for at = 11, #ARGV, 2 do redis.call('HSET', batch, 'n:' .. ARGV[at], ARGV[at + 1
 if tonumber(ARGV[5]) < tonumber(ARGV[4]) then
   redis.call('ZADD', OPEN, (100 - ARGV[6]) * 1e10 + now, name)
 end
-redis.call('ZADD', DUE, now + ARGV[9], 'batch:' .. name)
+redis.call('ZADD', DUE, ARGV[4] == '0' and now or now + ARGV[9], 'batch:' .. name)
 wake()
 return 1
 """
@@ -324,6 +324,15 @@ CLOSE_BATCH: Final = """
 redis.call('DEL', BATCH .. ARGV[2], HELD .. ARGV[2])
 redis.call('ZREM', DUE, 'batch:' .. ARGV[1] .. '/' .. ARGV[2])
 redis.call('ZREM', OPEN, ARGV[1] .. '/' .. ARGV[2])
+return 1
+"""
+
+# ARGV: tenant, batch_id, state, n: so many jobs that ended in this state are to run again → 0 where the batch is over
+UNCOUNT: Final = """
+local batch = BATCH .. ARGV[2]
+if redis.call('HEXISTS', batch, 'shards') == 0 then return 0 end
+redis.call('HINCRBY', batch, 'n:' .. ARGV[3], -ARGV[4])
+redis.call('HINCRBY', QUEUED, ARGV[1], ARGV[4])
 return 1
 """
 
