@@ -11,7 +11,7 @@
     │   │   LoraHashMismatch, CheckpointInvalid, EmbeddingInvalid, FeatureUnavailable
     │   └── NonFiniteOutput, BlackOutput, NsfwContent, OutputExists, IdempotencyConflict
     ├── Transient                 the world is at fault: retried with full jitter
-    │   └── StoreUnavailable (SpecUnreadable among it), QueueUnavailable
+    │   └── StoreUnavailable (SpecUnreadable among it), QueueUnavailable, QuotaExceeded, FarmFull
     ├── Resource                  out of memory: once more, with a smaller batch
     ├── InternalError             a failure that nobody foresaw
     ├── WorkerCrashed             the job took down several workers: given up

@@ -11,6 +11,7 @@ STAGES = (
 )  # fmt: skip
 VRAM_KINDS = ("allocated", "reserved", "peak", "total")
 WORKER_STATES = ("starting", "ready", "draining")
+GPU_FAULTS = ("memory", "sticky", "drift")
 SWAP_TIERS = ("resident", "ram", "disk", "remote")
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -46,6 +47,12 @@ vram_bytes = Gauge(
     registry=REGISTRY,
 )
 worker_state = Gauge("farm_worker_state", "1 for the state the worker is in.", ("state",), registry=REGISTRY)
+gpu_faults = Counter(
+    "farm_gpu_faults_total",
+    "What the device did not survive: memory (a job ran out of it), sticky (its context is lost), drift (of weights).",
+    ("kind",),
+    registry=REGISTRY,
+)
 
 # The dispatcher's. Of several dispatchers only the one that leads fills the queue's gauges.
 
@@ -90,6 +97,8 @@ def declare(model: str, device: str) -> None:
         lora_swaps.labels(tier)
     for kind in VRAM_KINDS:
         vram_bytes.labels(device, kind)
+    for kind in GPU_FAULTS:
+        gpu_faults.labels(kind)
     set_worker_state("starting")
 
 

@@ -17,6 +17,7 @@ from farm.queue import make_app
 from worker.renderer import WarmRenderer
 from worker.runner import Runner
 from worker.tasks import register
+from worker.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -32,11 +33,23 @@ def serve(settings: Settings) -> int:
     health = Health(settings.metrics_host, settings.metrics_port, refresh=renderer.refresh_metrics)
     health.start()
     log.info("metrics on port %d", health.port)
+
+    def not_ready(why: str) -> None:
+        health.ready = False
+        log.critical("not ready any more: %s", why)
+
+    renderer.on_broken = not_ready
+    watchdog = Watchdog(
+        busy=lambda: renderer.rendering, progress=renderer.progress, not_ready=not_ready,
+        stall_seconds=settings.stall_seconds,
+    )  # fmt: skip
+    watchdog.start()
     renderer.warm_up()
     runner = Runner(settings, store, Ledger(connect(settings.redis_url)), renderer)
     try:
         return consume(settings, runner, health)
     finally:
+        watchdog.stop()
         health.stop()
 
 

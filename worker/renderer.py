@@ -161,6 +161,7 @@ class WarmRenderer:
                 raise self._break(f"{_SHORTAGES} jobs in a row ran out of memory: {shortage}") from None
             except Exception as error:
                 if fault_of(error) is Fault.STICKY:
+                    metrics.gpu_faults.labels("sticky").inc()
                     raise self._break(f"The device failed: {first_line(error)}") from error
                 raise
             self._shortages = 0
@@ -197,6 +198,7 @@ class WarmRenderer:
                 shortage = first_line(error)
             # Here and not in the handler: the tensors of an attempt live as long as its exception does.
             log.warning("out of memory: %s", shortage)
+            metrics.gpu_faults.labels("memory").inc()
             run.painting, run.warnings = None, (*run.warnings, _ONE_AT_A_TIME)
             device.release_memory(self.device)
         raise Resource(
@@ -289,6 +291,7 @@ class WarmRenderer:
             metrics.lora_swap_seconds.observe(seconds)
         if drifted := self._guard.swapped():
             names = ", ".join(drifted[:3])
+            metrics.gpu_faults.labels("drift").inc()
             raise self._break(f"{len(drifted)} base weights are no longer what was loaded ({names}): begin anew.")
         return seconds
 

@@ -19,7 +19,6 @@ from PIL import Image
 from farm import keys
 from farm.config import Settings
 from farm.errors import (
-    BlackOutput,
     DeadlineExceeded,
     FarmError,
     ObjectExists,
@@ -84,7 +83,7 @@ class Renderer(Protocol):
         """Grows whenever the device gets something done, for whichever job."""
 
     def estimate_seconds(self, request: RenderRequest) -> float:
-        """How long the request will take, from what others took; infinity where that is not known."""
+        """How long the request will take, or what is left of it, from what others took; infinity if not known."""
 
     def render(self, request: RenderRequest) -> Rendered: ...
 
@@ -221,7 +220,6 @@ class Runner:
         attempt.timings |= rendered.timings
         attempt.lora_swap_seconds = rendered.lora_swap_seconds
         attempt.warnings += rendered.warnings
-        _verify(rendered.images)
         with attempt.stage("encode"):
             files = []
             for painted in rendered.images:
@@ -251,22 +249,15 @@ class Runner:
         return tuple(outputs), worst if job.preserve_unmasked else None
 
     def _request(self, attempt: Attempt, request: RenderRequest) -> RenderRequest:
-        """The same request with what a preempted attempt left, and one that stops when the worker must go."""
-        made, moved, whole = 0, request.on_step, self._renderer.estimate_seconds(request)
-
-        def on_step() -> None:
-            nonlocal made
-            made += 1
-            moved()
+        """The same request with what a preempted attempt left; it stops when the worker must go before its end."""
 
         def preempted() -> bool:
             if self._drain_by is None:
                 return False
-            steps = request.job.num_inference_steps
-            return whole * max(0, steps - made) / steps > self._drain_by - time.monotonic()
+            return self._renderer.estimate_seconds(request) > self._drain_by - time.monotonic()
 
         resume = self._verdicts.saved_state(attempt.ref) if attempt.claim.saved else None
-        return replace(request, on_step=on_step, preempted=preempted, resume=resume)
+        return replace(request, preempted=preempted, resume=resume)
 
     def _fetch(self, attempt: Attempt, what: str, uri: str, lease: JobLease) -> bytes:
         data = self._store.get(uri, max_bytes=self._settings.max_image_bytes, progress=lease.moved).data
@@ -314,9 +305,3 @@ class Runner:
             if (there.metadata.get("job"), there.metadata.get("generation")) != (attempt.ref.job_id, generation):
                 raise OutputExists(f"{uri} is there already and is another job's; choose another output.") from None
             return uri, there.data
-
-
-def _verify(pictures: list[Image.Image]) -> None:
-    for picture in pictures:
-        if max(high for _, high in picture.convert("RGB").getextrema()) == 0:
-            raise BlackOutput("The model painted nothing but black; try another seed, or the checkpoint in float32.")

@@ -94,7 +94,7 @@ class Verdicts:
             if isinstance(known, Preempted):
                 state = getattr(known, "state", None)
                 self._save(attempt.ref, state)
-                self._release(attempt, 0.0, charged=False, saved=state is not None)
+                self._release(attempt, 0.0, charged=False, saved=state is not None or attempt.claim.saved)
                 log.info("preempted: %s", known)
                 return None
             again = attempt.claim.attempt < self._settings.max_attempts or isinstance(known, SpecUnreadable)

@@ -73,7 +73,9 @@ class Acceptance:
         if self.open(tenant, batch):
             self._first_seen.pop(batch, None)
             record = self._batches.record(tenant, batch)
-            if record is not None and record.state == "accepting":  # a single job: its row, or its result, speaks for itself
+            if (
+                record is not None and record.state == "accepting"
+            ):  # a single job: its row, or its result, speaks for itself
                 self._batches.close(tenant, batch)
         elif time.monotonic() - self._first_seen.setdefault(batch, time.monotonic()) > GIVE_UP_SECONDS:
             log.warning("batch %s of %s was announced and never completed", batch, tenant)

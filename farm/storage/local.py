@@ -96,7 +96,7 @@ class LocalStore(ObjectStore):
     scheme: ClassVar[str] = "file"
 
     def __init__(self, root: str | Path, *more_roots: str | Path):
-        self._roots: dict[PurePosixPath, Path] = {}  # as written and as resolved → the real folder
+        self._roots: dict[str, Path] = {}  # as written and as resolved → the real folder
         self._swept: set[Path] = set()
         for index, given in enumerate((root, *more_roots)):
             path = Path(given).expanduser().absolute()
@@ -106,7 +106,7 @@ class LocalStore(ObjectStore):
                 if not path.is_dir():
                     raise Misconfigured(f"{str(path)!r} is not a folder; make it, or take it from the store's roots.")
                 real = path.resolve()
-            self._roots |= {PurePosixPath(path): real, PurePosixPath(real): real}
+            self._roots |= {str(path): real, str(real): real}
 
     def __repr__(self) -> str:
         return f"LocalStore({', '.join(sorted({str(real) for real in self._roots.values()}))})"
@@ -145,7 +145,7 @@ class LocalStore(ObjectStore):
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         path = prefix.rstrip("/")
-        if PurePosixPath(path.removeprefix("file://") or "/") in self._roots:
+        if (path.removeprefix("file://") or "/") in self._roots:
             prefix = path + "/"  # a root names the folder itself, never its siblings
         root, folders, start = self._locate(prefix, prefix=True)
         base = prefix.removesuffix(start)
@@ -220,7 +220,7 @@ class LocalStore(ObjectStore):
         _, key = split(uri, "file", prefix=prefix)
         *folders, name = key.split("/")
         for depth in range(len(folders), -1, -1):
-            root = self._roots.get(PurePosixPath("/", *folders[:depth]))
+            root = self._roots.get("/" + "/".join(folders[:depth]))
             if root is not None:
                 return root, tuple(folders[depth:]), name
         raise AccessDenied(f"{shown(uri)!r} lies outside the folders of this store.")

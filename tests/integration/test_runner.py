@@ -285,13 +285,6 @@ def test_a_job_that_takes_workers_down_is_given_up(bench):
     assert handle.peek().error.code == "WorkerCrashed"
 
 
-def test_nothing_but_black_is_no_success(bench):
-    bench.painter.render = lambda request: Rendered([Image.new("RGB", request.image.size)], {})
-    handle = bench.submit()
-    assert bench.run(handle) is JobState.FAILED
-    assert handle.peek().error.code == "BlackOutput"
-
-
 def bad_inputs(bench):
     """What is wrong → the job's fields, and the code it must end with."""
     photo = png(bench.photo)
