@@ -66,13 +66,17 @@ class Ceph:
         self._serve("ceph-mon", "-i", "a").wait_until(lambda: listening(monitor), _START_SECONDS)
         self._run("ceph-osd", "-i", "0", "--mkfs")
         osd = self._serve("ceph-osd", "-i", "0")
-        user = ("--uid=farm", "--display-name=farm", f"--access-key={ACCESS_KEY}", f"--secret-key={SECRET_KEY}")
         try:
-            self._run("radosgw-admin", "user", "create", *user)  # waits for the disk, and makes the gateway's pools
+            self.make_user("farm", ACCESS_KEY, SECRET_KEY)  # waits for the disk, and makes the gateway's pools
         except RuntimeError as error:
             raise RuntimeError(f"{error}\nceph-osd says:\n{osd.tail()}") from error
         self._serve("radosgw", "-n", "client.admin").wait_until(lambda: listening(gateway), _START_SECONDS)
         return f"http://127.0.0.1:{gateway}"
+
+    def make_user(self, name: str, access_key: str, secret_key: str) -> None:
+        """A user who may make buckets, and sees nobody else's without a policy. Also of a cluster that runs already."""
+        user = (f"--uid={name}", f"--display-name={name}", f"--access-key={access_key}", f"--secret-key={secret_key}")
+        self._run("radosgw-admin", "user", "create", *user)
 
     def stop(self) -> None:
         """At once: there is nothing to keep, and an orderly end of radosgw takes seconds."""
@@ -141,7 +145,7 @@ def main(folder: Path, owner: int) -> None:
         else:
             sys.exit(1)
         draft = folder / "ready.json.new"
-        draft.write_text(json.dumps({"endpoint": endpoint}))
+        draft.write_text(json.dumps({"endpoint": endpoint, "folder": str(cluster.folder)}))
         draft.rename(folder / "ready.json")
         poll = select.poll()
         poll.register(gone, select.POLLIN)

@@ -35,6 +35,7 @@ class S3Server:
     endpoint: str
     access_key: str = ceph.ACCESS_KEY
     secret_key: str = ceph.SECRET_KEY
+    folder: Path | None = None  # a radosgw's cluster
 
     def settings(self, **changes: Any) -> S3Settings:
         return S3Settings(
@@ -59,6 +60,13 @@ class S3Server:
 
     def store(self) -> S3Store:
         return S3Store(self.settings())
+
+    def as_user(self, name: str) -> S3Server:
+        """The same server for a user of its own, made by this call; only radosgw knows of users."""
+        assert self.folder is not None, f"{self.kind} has no users"
+        access_key, secret_key = f"KEY-{name}", f"SECRET-{name}"
+        ceph.Ceph(self.folder).make_user(name, access_key, secret_key)
+        return S3Server(self.kind, self.endpoint, access_key, secret_key, self.folder)
 
     @cached_property
     def client(self) -> Any:
@@ -91,7 +99,8 @@ def shared_radosgw(folder: Path, owner: int) -> S3Server:
         ready = folder / "ready.json"
         if not ready.exists():
             _start(folder, owner)
-        return S3Server("radosgw", json.loads(ready.read_text())["endpoint"])
+        told = json.loads(ready.read_text())
+        return S3Server("radosgw", told["endpoint"], folder=Path(told["folder"]))
 
 
 def _start(folder: Path, owner: int) -> None:
