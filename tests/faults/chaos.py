@@ -16,7 +16,7 @@ from pathlib import Path
 import click
 
 from tests.faults.evidence import accepted_jobs, left_in_redis, read_history
-from tests.faults.fleet import Fleet, Programs, shown_tenant
+from tests.faults.fleet import SHIPPED, Fleet, Programs, shown_tenant
 from tests.faults.history import History, Invariant, Violation, violations
 from tests.faults.nemesis import Done, Nemesis, kinds, plan
 from tests.faults.plain_celery import waiting
@@ -97,10 +97,19 @@ class Report:
 
 
 def run(
-    folder: Path, s3: S3Server, bucket: str, *, seed: int, seconds: float, every: float, rate: float, drain: float
+    folder: Path,
+    s3: S3Server,
+    bucket: str,
+    *,
+    seed: int,
+    seconds: float,
+    every: float,
+    rate: float,
+    drain: float,
+    programs: Programs = SHIPPED,
 ) -> Report:
     """Run the farm under the plan of `seed`; `rate` jobs a second a tenant; up to `drain` seconds to come to rest."""
-    with Fleet(folder, s3, bucket, environment=FARM, tenants=TENANTS, rate=rate, seed=seed) as fleet:
+    with Fleet(folder, s3, bucket, programs=programs, environment=FARM, tenants=TENANTS, rate=rate, seed=seed) as fleet:
         nemesis = under_faults(fleet, seed, seconds, every)
         rested = time.monotonic()
         fleet.stop_producing(60)

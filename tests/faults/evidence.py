@@ -50,7 +50,7 @@ def read_history(
             results=tuple(results),
             outputs=tuple(outputs),
             claims=tuple(
-                Claimed(event["job"], event["attempt"], event["begin"], event["end"])
+                Claimed(event["job"], event["attempt"], event["begin"], event["at"])
                 for event in events
                 if event["kind"] == "claimed"
             ),

@@ -82,6 +82,10 @@ class Programs:
     producer: tuple[str, ...] = ("-m", "tests.faults.producing")
 
 
+SHIPPED = Programs()
+QUICK = Programs(dispatcher=("-m", "tests.faults.quick_dispatcher"))
+
+
 class Fleet:
     """Redis and S3 behind proxies; workers, dispatchers, and a producer a tenant. Use it in a `with` block."""
 
@@ -91,7 +95,7 @@ class Fleet:
         s3: S3Server,
         bucket: str,
         *,
-        programs: Programs = Programs(),
+        programs: Programs,
         environment: Mapping[str, str] | None = None,
         workers: int = 2,
         dispatchers: int = 2,

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from celery import signals
 from PIL import Image
 
 from farm.config import load_settings
@@ -49,7 +50,13 @@ class Painter:
     def __init__(self, settings: object):
         low, high = os.environ.get("NOOP_SECONDS", "0.005-0.2").split("-")
         self._low, self._high = float(low), float(high)
-        self._moves = 0
+        self._moves = self._rendering = 0
+        self._left: dict[int, float] = {}  # of a job in hand, the share that is left
+        self.on_broken: Callable[[str], object] = lambda why: None
+
+    @property
+    def rendering(self) -> bool:
+        return self._rendering > 0
 
     def warm_up(self) -> None:
         pass
@@ -66,24 +73,37 @@ class Painter:
     read_embedding = read_ip_adapter = read_lora
 
     def estimate_seconds(self, request: RenderRequest) -> float:
-        told = request.job.metadata.get("seconds")
-        return float(told) if told else random.Random(request.seed).uniform(self._low, self._high)
+        """Of all of a job, or of what is left of it."""
+        return self._seconds(request.job) * self._left.get(id(request.job), 1.0)
+
+    def _seconds(self, job: InpaintJob) -> float:
+        told = job.metadata.get("seconds")
+        return float(told) if told else random.Random(job.seed).uniform(self._low, self._high)
 
     def render(self, request: RenderRequest) -> Rendered:
         """As many steps as the job asks for, in the seconds that its metadata say, or else its seed."""
-        job: InpaintJob = request.job
-        seconds, steps = self.estimate_seconds(request), job.num_inference_steps
+        self._rendering += 1
+        try:
+            return self._painted(request)
+        finally:
+            self._rendering -= 1
+            self._left.pop(id(request.job), None)
+
+    def _painted(self, request: RenderRequest) -> Rendered:
+        job, began = request.job, time.monotonic()
+        steps = job.num_inference_steps
         for step in range(int(request.resume or 0), steps):
+            self._left[id(job)] = 1 - step / steps
             if request.preempted():
                 raise Preemption(b"%d" % step, step)
-            time.sleep(seconds / steps)
+            time.sleep(self._seconds(job) / steps)
             if step == steps // 2 and job.prompt in CONDUCT:
                 CONDUCT[job.prompt]()
             self._moves += 1
             request.on_step()
         colour = tuple(random.SystemRandom().randrange(1, 256) for _ in "rgb")
         pictures = [Image.new("RGB", request.image.size, colour) for _ in range(job.num_images_per_prompt)]
-        return Rendered(pictures, {"denoise": seconds})
+        return Rendered(pictures, {"denoise": time.monotonic() - began})
 
 
 def watched_store(store: ObjectStore, notes: Notes) -> ObjectStore:
@@ -109,13 +129,13 @@ def watched_ledger(notes: Notes) -> type[Ledger]:
             claims = super().claim(refs, lease_seconds=lease_seconds)
             for ref, claim in zip(refs, claims, strict=True):
                 if claim.attempt:
-                    notes.write(kind="claimed", job=ref.job_id, attempt=claim.attempt, begin=begin, end=time.time())
+                    notes.write(kind="claimed", job=ref.job_id, attempt=claim.attempt, begin=begin, at=time.time())
             return claims
 
         def release(self, ref: JobRef, owner: str, *, charged: bool = True, **options: Any) -> bool:
             released = super().release(ref, owner, charged=charged, **options)
             if not charged:
-                notes.write(kind="given back", job=ref.job_id)
+                notes.write(kind="given back", job=ref.job_id, at=time.time())
             return released
 
     return Watched
@@ -131,6 +151,7 @@ def main() -> int:
     settings = load_settings()
     set_up(settings.log_level)
     notes = Notes(Path(os.environ["NOOP_EVENTS"]) / f"{os.getpid()}.ndjson")
+    signals.worker_ready.connect(lambda **_: notes.write(kind="ready", at=time.time()), weak=False)
     lifecycle.Ledger = watched_ledger(notes)  # type: ignore[misc]
     open_store = type(settings).open_store
     type(settings).open_store = lambda self: watched_store(open_store(self), notes)  # type: ignore[method-assign]

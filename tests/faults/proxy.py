@@ -43,7 +43,7 @@ class Proxy:
         self.cuts = self.answers = 0
         self.port = 0
         self._target, self._random = target, random.Random(seed)
-        self._writers: set[asyncio.StreamWriter] = set()
+        self._clients: set[asyncio.StreamWriter] = set()
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"proxy to {target}", daemon=True)
@@ -63,20 +63,19 @@ class Proxy:
         """Nothing is wrong any more. Connections that swallowed bytes stay as dead as they are: cut them."""
         self.up, self.down, self.refusing = Link(), Link(), False
 
-    def cut(self) -> int:
-        """Reset all connections now; how many there were."""
-        done = asyncio.run_coroutine_threadsafe(self._cut(), self._loop)
-        return done.result(10)
+    def cut(self, share: float = 1.0) -> int:
+        """Reset this share of the connections now, each by chance; how many were."""
+        return asyncio.run_coroutine_threadsafe(self._cut(share), self._loop).result(10)
 
     @property
     def connections(self) -> int:
-        return len(self._writers) // 2
+        return len(self._clients)
 
-    async def _cut(self) -> int:
-        count = self.connections
-        for writer in list(self._writers):
-            writer.transport.abort()
-        return count
+    async def _cut(self, share: float) -> int:
+        chosen = [client for client in self._clients if self._random.random() < share]
+        for client in chosen:
+            client.transport.abort()
+        return len(chosen)
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -90,7 +89,7 @@ class Proxy:
         self._ready.set()
         await self._stop.wait()
         server.close()
-        await self._cut()
+        await self._cut(1.0)
         connections = asyncio.all_tasks() - {asyncio.current_task()}
         for task in connections:
             task.cancel()
@@ -104,8 +103,7 @@ class Proxy:
         except OSError:
             writer.transport.abort()
             return
-        pair = {writer, server_writer}
-        self._writers |= pair
+        self._clients.add(writer)
         try:
             async with asyncio.TaskGroup() as both:
                 both.create_task(self._pass(reader, server_writer, "up", writer))
@@ -115,9 +113,9 @@ class Proxy:
         except* asyncio.CancelledError:
             pass  # the proxy stops; asyncio's own callback would log a cancelled connection as an error
         finally:
-            for one in pair:
-                one.transport.abort()
-            self._writers -= pair
+            self._clients.discard(writer)
+            writer.transport.abort()
+            server_writer.transport.abort()
 
     async def _pass(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: str, client: asyncio.StreamWriter

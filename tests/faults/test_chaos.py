@@ -1,6 +1,7 @@
 """Faults on purpose: nothing that was accepted is lost, nothing is done twice; and plain Celery does lose jobs."""
 
 from tests.faults.chaos import run, run_plain
+from tests.faults.fleet import QUICK
 
 SEED, SECONDS, EVERY = 1, 24.0, 1.5
 
@@ -17,7 +18,9 @@ def test_plain_celery_loses_none_in_peace(tmp_path, s3_server, s3_bucket):
 
 
 def test_the_farm_loses_and_doubles_nothing_under_it(tmp_path, s3_server, s3_bucket):
-    report = run(tmp_path, s3_server, s3_bucket, seed=SEED, seconds=SECONDS, every=EVERY, rate=5, drain=60)
+    report = run(
+        tmp_path, s3_server, s3_bucket, seed=SEED, seconds=SECONDS, every=EVERY, rate=5, drain=60, programs=QUICK
+    )
     print(report.table())
     assert report.violations == []
     assert len(report.history.accepted) > 100

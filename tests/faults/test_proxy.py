@@ -52,6 +52,14 @@ def exchange(connection, data=b"hello"):
     return got
 
 
+def works(connection):
+    with connection:
+        try:
+            return bool(exchange(connection))
+        except ConnectionError:
+            return False
+
+
 def test_it_passes_what_it_gets(proxy):
     data = os.urandom(1 << 20)
     with connect(proxy) as connection:
@@ -97,6 +105,15 @@ def test_all_connections_are_cut_and_new_ones_work(proxy):
                 exchange(connection)
     with connect(proxy) as third:
         assert exchange(third) == b"hello"
+
+
+def test_a_share_of_the_connections_is_cut(proxy):
+    connections = [connect(proxy) for _ in range(40)]
+    for connection in connections:
+        exchange(connection)
+    cut = proxy.cut(0.25)
+    assert 0 < cut < 40
+    assert sum(not works(connection) for connection in connections) == cut
 
 
 @pytest.mark.parametrize("way", ["up", "down"])
