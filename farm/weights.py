@@ -74,8 +74,8 @@ def read_header(source: bytes | memoryview | Path, *, invalid: type[InvalidInput
         raise invalid(f"The weights are not usable safetensors: {refused}; export the file again.") from None
 
 
-def refuse_non_finite(data: bytes | memoryview, header: Header) -> None:
-    """Raises LoraNonFinite naming the first tensor that holds NaN or Inf. One pass in slices of 1 MB, 0.3 to 1 GB/s.
+def refuse_non_finite(data: bytes | memoryview, header: Header, *, invalid: type[InvalidInput] = LoraNonFinite) -> None:
+    """Raises `invalid` naming the first tensor that holds NaN or Inf. One pass in slices of 1 MB, 0.3 to 1 GB/s.
 
     A number is not finite when its exponent's bits are all 1, and those lie in its one or two highest bytes; so the
     bytes of all numbers at that place are searched at once. That needs no array library on the client.
@@ -83,7 +83,7 @@ def refuse_non_finite(data: bytes | memoryview, header: Header) -> None:
     view = memoryview(data)[header.offset :]
     for name, tensor in header.tensors.items():
         if tensor.dtype in _NOT_FINITE and _holds_non_finite(view[tensor.start : tensor.end], tensor.dtype):
-            raise LoraNonFinite(f"The weights of {name!r} hold NaN or Inf; train or export the file again.")
+            raise invalid(f"The weights of {name!r} hold NaN or Inf; train or export the file again.")
 
 
 # The header

@@ -10,9 +10,9 @@ from hashlib import sha256
 from typing import Any
 
 from farm import metrics
-from farm.errors import InputNotFound, LoraHashMismatch, LoraNotFound
+from farm.errors import InputNotFound, InvalidInput, LoraHashMismatch, LoraInvalid, LoraNonFinite, LoraNotFound
 from farm.storage import ObjectStore, Progress
-from farm.weights import refuse_pickle
+from farm.weights import read_header, refuse_non_finite, refuse_pickle
 
 Key = tuple[str, str, Callable[[bytes], Any]]  # address, ETag, reader
 
@@ -35,18 +35,28 @@ class Assets:
         self._held: OrderedDict[Key, Asset] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, path: str, read: Callable[[bytes], Any], *, pinned: str | None, progress: Progress) -> Asset:
+    def get(
+        self,
+        path: str,
+        read: Callable[[bytes], Any],
+        *,
+        pinned: str | None,
+        progress: Progress,
+        invalid: type[InvalidInput] | None = None,
+    ) -> Asset:
         """What `read` makes of the file, from memory if the object has not changed since.
 
-        `pinned` is the sha256 it must have. Raises LoraNotFound, LoraHashMismatch, UnsafeWeightsFormat, what `read`
-        raises, and the store's errors.
+        `pinned` is the sha256 it must have. With `invalid` the file is judged before it is read: its header within the
+        limits of `farm.weights`, its numbers finite; `invalid` is what it is told to be otherwise (LoraNonFinite for
+        the numbers of a LoRA). Raises LoraNotFound, LoraHashMismatch, UnsafeWeightsFormat, what `read` raises, and the
+        store's errors.
         """
         refuse_pickle(path)
         try:
             key = (path, self._store.head(path).etag, read)  # one file read as two things is two assets
             asset = self._recall(key)
             if asset is None:
-                return self._fetch(key, pinned, progress)
+                return self._fetch(key, pinned, progress, invalid)
         except InputNotFound:
             raise LoraNotFound(f"There is no weights file at {path}; check the address.") from None
         _check_pin(path, asset.sha256, pinned)
@@ -59,11 +69,14 @@ class Assets:
                 self._held.move_to_end(key)
             return asset
 
-    def _fetch(self, key: Key, pinned: str | None, progress: Progress) -> Asset:
+    def _fetch(self, key: Key, pinned: str | None, progress: Progress, invalid: type[InvalidInput] | None) -> Asset:
         path, etag, read = key
         data = self._store.get(path, max_bytes=self._max_file_bytes, etag=etag, progress=progress).data
         digest = sha256(data).hexdigest()
         _check_pin(path, digest, pinned)
+        if invalid is not None:
+            header = read_header(data, invalid=invalid)
+            refuse_non_finite(data, header, invalid=LoraNonFinite if invalid is LoraInvalid else invalid)
         asset = Asset(digest, read(data), len(data), "ram")
         with self._lock:
             self._held[key] = asset

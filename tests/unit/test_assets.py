@@ -1,10 +1,21 @@
 """Weights files are read once, pinned, and dropped when there are too many."""
 
+import pickle
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
+from safetensors.numpy import save
 
-from farm.errors import LoraHashMismatch, LoraNotFound, UnsafeWeightsFormat
+from farm.errors import (
+    CheckpointInvalid,
+    EmbeddingInvalid,
+    LoraHashMismatch,
+    LoraInvalid,
+    LoraNonFinite,
+    LoraNotFound,
+    UnsafeWeightsFormat,
+)
 from worker.assets import Assets
 
 
@@ -31,8 +42,8 @@ def put(local_store, tmp_path):
     return write
 
 
-def get(assets, path, read, pinned=None):
-    return assets.get(path, read, pinned=pinned, progress=lambda size: None)
+def get(assets, path, read, pinned=None, **options):
+    return assets.get(path, read, pinned=pinned, progress=lambda size: None, **options)
 
 
 def test_a_second_job_finds_it_in_memory(local_store, put):
@@ -83,3 +94,24 @@ def test_what_is_not_there_and_what_is_a_pickle(local_store, put, tmp_path):
         get(assets, f"file://{tmp_path / 'store' / 'none.safetensors'}", Reader())
     with pytest.raises(UnsafeWeightsFormat):
         get(assets, put("a.ckpt", b"abc"), Reader())
+
+
+@pytest.mark.parametrize(
+    ("data", "invalid", "error"),
+    [
+        (b"rubbish" * 9, LoraInvalid, LoraInvalid),
+        (b"rubbish" * 9, EmbeddingInvalid, EmbeddingInvalid),
+        (pickle.dumps({"a": 1}), EmbeddingInvalid, UnsafeWeightsFormat),
+        (save({"a": np.array([1, np.nan], np.float32)}), LoraInvalid, LoraNonFinite),
+        (save({"a": np.array([1, np.inf], np.float16)}), CheckpointInvalid, CheckpointInvalid),
+        (save({"a": np.ones(2)}, {"note": "x" * 3_000_000}), LoraInvalid, LoraInvalid),
+    ],
+)
+def test_a_file_is_judged_before_it_is_read(local_store, put, data, invalid, error):
+    assets, read = Assets(local_store, max_bytes=10**8, max_file_bytes=10**8), Reader()
+    for _ in range(2):
+        with pytest.raises(error) as caught:
+            get(assets, put("a.safetensors", data), read, invalid=invalid)
+        assert type(caught.value) is error
+    assert read.calls == 0
+    assert get(assets, put("a.safetensors", save({"a": np.ones(2)})), read, invalid=invalid).tier == "remote"
