@@ -31,7 +31,6 @@ from tests.servers.redis import server_binary
 from tests.servers.s3 import S3Server
 from tests.unit.picture_files import drawn, saved
 
-
 # Redis
 
 
