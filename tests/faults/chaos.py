@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import statistics
 import sys
@@ -21,6 +22,8 @@ from tests.faults.history import History, Invariant, Violation, violations
 from tests.faults.nemesis import Done, Nemesis, kinds, plan
 from tests.faults.plain_celery import waiting
 from tests.servers.s3 import S3Server, shared_radosgw, stop_shared
+
+log = logging.getLogger(__name__)
 
 LEASE_SECONDS = 3.0
 TENANTS = ("anna", "bert")
@@ -146,8 +149,12 @@ def under_faults(fleet: Fleet, seed: int, seconds: float, every: float) -> Nemes
     there = kinds(LEASE_SECONDS)
     nemesis = Nemesis(fleet, there, plan(seed, seconds, every, there))
     end = time.monotonic() + seconds
+    told = 0
     while time.monotonic() < end:
         nemesis.tick()
+        for done in nemesis.done[told:]:
+            log.info("%s", done.kind)
+        told = len(nemesis.done)
         fleet.tick()
         time.sleep(0.02)
     nemesis.finish()
@@ -180,6 +187,8 @@ def come_to_rest(fleet: Fleet, expected: int, seconds: float) -> float:
 @click.option("--rate", type=float, default=10.0, show_default=True, help="Jobs a second of each of two tenants.")
 def main(seconds: float, seed: int | None, every: float, rate: float) -> None:
     """Run the farm over a real Redis and a real S3 server under seeded faults, and print what came of it."""
+    logging.basicConfig(level="INFO", format="%(asctime)s %(message)s", force=True)
+    logging.getLogger("botocore").setLevel("WARNING")
     folder = Path(tempfile.mkdtemp(prefix="farm-chaos-"))
     (folder / "run").mkdir()
     (folder / "s3").mkdir()

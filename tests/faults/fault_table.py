@@ -1,0 +1,372 @@
+"""Every fault the farm must survive, what it must do then, and the tests that prove it.
+
+The README's table is made of this: `python -m tests.faults.fault_table` writes it anew.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+README: Final = Path(__file__).with_name("README.md")
+BEGIN, END = "<!-- faults -->", "<!-- end of faults -->"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`proofs`: tests as file::function, files under tests/."""
+
+    fault: str
+    expected: str
+    proofs: tuple[str, ...]
+
+
+_CHAOS = "faults/test_chaos.py::test_the_farm_loses_and_doubles_nothing_under_it"
+_WORKERS, _REDIS = "faults/test_fault_workers.py::", "faults/test_fault_redis.py::"
+_STORE, _DISPATCHER = "faults/test_fault_store.py::", "faults/test_fault_dispatcher.py::"
+_RUNNER, _BATCHES, _LEDGER = (
+    "integration/test_runner.py::",
+    "integration/test_batches.py::",
+    "integration/test_ledger.py::",
+)
+_S3, _RENDERER, _WATCHDOG = (
+    "unit/test_storage_s3.py::",
+    "engine/test_renderer_faults.py::",
+    "unit/test_watchdog.py::",
+)
+
+FAULTS: Final = {
+    "Workers": (
+        Fault(
+            "kill -9 in mid-step",
+            "a new attempt within the lease and 5 s; one result",
+            (f"{_WORKERS}test_kill_9_in_mid_step_a_new_attempt_within_the_lease_and_five_seconds",),
+        ),
+        Fault("kill -9, again and again", "nothing lost, nothing doubled", (_CHAOS,)),
+        Fault(
+            "SIGTERM, and the job fits `FARM_DRAIN_SECONDS`",
+            "it is finished, the worker exits with 0",
+            (f"{_WORKERS}test_sigterm_a_job_that_fits_is_finished_and_the_worker_ends_well",),
+        ),
+        Fault(
+            "SIGTERM, and the job does not fit",
+            "saved after the current step and given back within 2 s, not charged; the next worker goes on there, to "
+            "the same bits",
+            (
+                f"{_WORKERS}test_sigterm_a_job_that_does_not_fit_is_saved_and_goes_on_elsewhere_uncharged",
+                "engine/test_renderer_preemption.py::test_a_job_of_30_steps_resumes_at_its_step_to_the_same_bits",
+            ),
+        ),
+        Fault("SIGKILL during the drain", "as kill -9", (f"{_WORKERS}test_kill_9_during_the_drain_is_as_kill_9",)),
+        Fault(
+            "SIGSTOP for longer than the lease, then CONT",
+            "another worker's result stands; the stale one's bytes never win",
+            (f"{_WORKERS}test_a_worker_that_was_stopped_for_longer_than_its_lease_never_wins",),
+        ),
+        Fault(
+            "a job takes down three workers",
+            "dead, with its reason; the fleet lives",
+            (
+                f"{_WORKERS}test_a_job_that_takes_three_workers_down_is_dead_and_the_fleet_lives",
+                f"{_RUNNER}test_a_job_that_takes_workers_down_is_given_up",
+            ),
+        ),
+        Fault(
+            "MemoryError or SystemExit inside a job",
+            "it fails; the same process takes the next job",
+            (
+                f"{_WORKERS}test_what_escapes_a_job_leaves_a_worker_that_takes_the_next",
+                f"{_RUNNER}test_whatever_escapes_a_job_the_next_one_runs",
+            ),
+        ),
+        Fault(
+            "a device that stands still",
+            "the process ends within the stall limit, with every stack in its log; the next job is clean",
+            (
+                f"{_WORKERS}test_a_device_that_stands_still_ends_its_process_and_the_next_job_is_clean",
+                f"{_WATCHDOG}test_a_stalled_render_ends_the_process_once_the_limit_is_reached",
+            ),
+        ),
+        Fault(
+            "a job that hangs in a process that lives",
+            "no beat without progress: the lease ends and another worker takes the job",
+            (f"{_RUNNER}test_a_job_that_hangs_loses_its_lease",),
+        ),
+        Fault(
+            "scale-in, node drain",
+            "nothing lost, nothing charged",
+            (f"{_DISPATCHER}test_scale_in_loses_nothing",),
+        ),
+    ),
+    "The model": (
+        Fault(
+            "out of memory once",
+            "again, one picture at a time",
+            (f"{_RENDERER}test_out_of_memory_once_is_rendered_one_picture_at_a_time",),
+        ),
+        Fault(
+            "out of memory twice; three jobs in a row",
+            "the job is tried elsewhere; the process ends",
+            (f"{_RENDERER}test_out_of_memory_twice_is_the_jobs_failure_and_three_in_a_row_the_workers",),
+        ),
+        Fault(
+            "an error after which the device is of no use",
+            "not ready first, then the process ends",
+            (f"{_RENDERER}test_a_device_that_failed_is_not_ready_first_and_then_ends_the_worker",),
+        ),
+        Fault(
+            "a picture that is not finite, or a decoder output of zeros",
+            "`NonFiniteOutput`, `BlackOutput`; never stored as a success; a black picture is one",
+            (
+                f"{_RENDERER}test_what_is_no_picture_is_never_a_success",
+                f"{_RENDERER}test_a_black_picture_is_a_picture",
+            ),
+        ),
+        Fault(
+            "a picture that the safety checker flags",
+            "`NsfwContent`",
+            (f"{_RENDERER}test_a_flagged_picture_is_refused_as_such",),
+        ),
+        Fault(
+            "a bad LoRA between two good jobs",
+            "the good pictures are bit-equal to their baseline",
+            ("integration/test_farm.py::test_a_bad_lora_between_good_jobs_harms_nothing",),
+        ),
+        Fault(
+            "a thousand swaps",
+            "no bit changed, flat memory",
+            ("engine/test_lora_merge.py::test_a_thousand_swaps_change_no_bit_and_keep_no_memory",),
+        ),
+    ),
+    "Redis": (
+        Fault(
+            "connections cut in mid-job",
+            "the hint that Celery hands out again finds the job busy: one attempt",
+            (f"{_REDIS}test_connections_cut_in_mid_job_the_job_is_done_once_in_its_first_attempt",),
+        ),
+        Fault(
+            "kill -9, append-only file on",
+            "workers and dispatchers come back to it; nothing lost",
+            (f"{_REDIS}test_redis_killed_in_the_middle_of_many_jobs_loses_none",),
+        ),
+        Fault(
+            "`FLUSHALL`",
+            "the index is made again from the store",
+            (
+                f"{_REDIS}test_after_flushall_the_index_is_made_again_from_the_store",
+                f"{_BATCHES}test_after_a_flush_nothing_is_missing_and_nothing_is_done_twice",
+                f"{_BATCHES}test_a_batch_that_was_canceled_while_the_index_was_lost_stays_canceled",
+                f"{_BATCHES}test_a_retry_is_not_forgotten_with_the_index",
+            ),
+        ),
+        Fault(
+            "its volume is lost with it",
+            "the same",
+            (f"{_REDIS}test_a_volume_that_is_lost_with_its_redis",),
+        ),
+        Fault(
+            "a row is lost while its job runs",
+            "its owner's next beat makes it again",
+            (f"{_LEDGER}test_a_row_that_redis_lost_is_made_again_by_its_owners_beat",),
+        ),
+        Fault(
+            "read-only; out of memory",
+            "submit says try later; what was accepted is done when it is over",
+            (f"{_REDIS}test_redis_that_takes_no_writes_submit_says_try_later_and_keeps_what_was_accepted",),
+        ),
+        Fault(
+            "its disk is full",
+            "submit says try later",
+            (f"{_REDIS}test_a_disk_that_is_full_under_redis_submit_says_try_later",),
+        ),
+        Fault(
+            "replies dropped (half-open)",
+            "noticed by time-outs; nothing lost",
+            (f"{_REDIS}test_replies_that_are_dropped_lose_nothing",),
+        ),
+        Fault(
+            "500 ms of latency, 5 % of the connections cut every second",
+            "slow and right",
+            (f"{_REDIS}test_half_a_second_of_latency_and_cut_connections_are_slow_and_right",),
+        ),
+        Fault(
+            "a message that is no hint",
+            "dropped; the next job runs",
+            (f"{_DISPATCHER}test_hints_that_are_none_are_dropped_and_the_next_job_runs",),
+        ),
+        Fault("a hint is lost", "given again", (f"{_BATCHES}test_a_lost_hint_is_given_again",)),
+    ),
+    "The object store": (
+        Fault(
+            "503",
+            "tried again with full jitter",
+            (f"{_STORE}test_503_is_tried_again_and_the_job_succeeds",),
+        ),
+        Fault(
+            "503 for longer than all attempts take",
+            "the job fails with the store's error",
+            (f"{_RUNNER}test_transient_failures_end_after_max_attempts",),
+        ),
+        Fault(
+            "no answers",
+            "timed out and tried again",
+            (f"{_STORE}test_a_store_that_falls_silent_is_timed_out_and_tried_again",),
+        ),
+        Fault(
+            "a body slower than the lease",
+            "the lease is kept: bytes are progress",
+            (f"{_STORE}test_a_body_that_takes_longer_than_the_lease_keeps_it",),
+        ),
+        Fault(
+            "a body that stalls or breaks off",
+            "`StoreUnavailable`",
+            (f"{_S3}test_a_body_that_stalls", f"{_S3}test_a_body_that_breaks_off"),
+        ),
+        Fault(
+            "answers lost after the write was done",
+            "the bytes that are there are adopted",
+            (
+                f"{_STORE}test_answers_that_are_lost_after_the_write_are_adopted_or_found",
+                f"{_RUNNER}test_adopted_bytes_are_those_that_were_written_first",
+            ),
+        ),
+        Fault(
+            "409, 412 at commit",
+            "409: again; 412: the winner's result stands",
+            (
+                f"{_S3}test_a_conflict_is_tried_again_and_a_lost_race_is_not",
+                f"{_RUNNER}test_a_cancel_that_comes_second_tells_how_the_job_ended",
+            ),
+        ),
+        Fault(
+            "a store that ignores create-once",
+            "the dispatcher refuses to start on it",
+            (f"{_S3}test_a_store_that_ignores_create_once_is_refused",),
+        ),
+        Fault(
+            "a store that is not mounted",
+            "no job ends by that",
+            (f"{_RUNNER}test_a_store_that_is_not_mounted_ends_no_job",),
+        ),
+        Fault(
+            "the local disk is full",
+            "`StoreUnavailable`, one clear sentence",
+            ("unit/test_storage_local.py::test_a_failed_write_leaves_nothing",),
+        ),
+    ),
+    "Between two writes": (
+        Fault(
+            "a worker dies after the outputs, before the result",
+            "the next attempt adopts them",
+            (f"{_RUNNER}test_a_crash_between_outputs_and_result_adopts_the_outputs",),
+        ),
+        Fault(
+            "a worker dies after the result, before the index",
+            "the job is marked done and not rendered again",
+            (f"{_STORE}test_a_worker_that_died_after_the_result_and_before_the_index_leaves_no_work",),
+        ),
+        Fault(
+            "a producer dies after the spec, before the index",
+            "the job is found and rendered",
+            (
+                f"{_STORE}test_a_producer_that_died_between_spec_and_index_the_job_is_found",
+                f"{_BATCHES}test_a_client_that_dies_after_the_spec_loses_nothing",
+            ),
+        ),
+        Fault(
+            "a producer dies in the middle of a batch",
+            "nothing of it is rendered until it comes again under its key, and then all",
+            (
+                f"{_STORE}test_a_producer_that_died_in_mid_batch_nothing_of_it_is_rendered_until_it_comes_back",
+                f"{_BATCHES}test_a_batch_that_was_cut_off_goes_on_under_its_key",
+            ),
+        ),
+        Fault(
+            "a producer dies after the footer, before the index",
+            "the batch is found and rendered",
+            (f"{_BATCHES}test_a_client_that_dies_after_the_footer_loses_nothing",),
+        ),
+        Fault(
+            "an upgrade with old specs in flight",
+            "they are read",
+            (f"{_STORE}test_a_spec_of_an_older_release_is_read",),
+        ),
+    ),
+    "Dispatchers and load": (
+        Fault(
+            "no dispatcher for a while",
+            "work is accepted, and done when one is back",
+            (f"{_DISPATCHER}test_without_any_dispatcher_work_is_accepted_and_done_when_one_is_back",),
+        ),
+        Fault(
+            "two at once",
+            "each job is hinted once",
+            (
+                f"{_DISPATCHER}test_two_dispatchers_hint_each_job_once",
+                f"{_BATCHES}test_two_dispatchers_index_and_hint_every_job_once",
+            ),
+        ),
+        Fault(
+            "one of two is killed",
+            "the other goes on",
+            (f"{_DISPATCHER}test_one_of_two_is_killed_and_the_other_goes_on",),
+        ),
+        Fault(
+            "ten times the capacity is submitted",
+            "a bounded window of hints; a tenant who comes later with little is not behind it all",
+            (f"{_DISPATCHER}test_ten_times_the_capacity_a_bounded_queue_and_fair_shares",),
+        ),
+        Fault(
+            "a tenant over its quota",
+            "told to try later",
+            (f"{_BATCHES}test_a_tenant_over_its_quota_is_told_to_try_later",),
+        ),
+        Fault(
+            "canceled in the queue, in mid-job, after the end",
+            "one end, and the true one",
+            (
+                f"{_DISPATCHER}test_canceled_in_the_queue_and_in_mid_job_there_is_one_end_and_it_is_the_true_one",
+                f"{_RUNNER}test_cancel_after_the_end_tells_the_truth",
+                f"{_BATCHES}test_of_a_canceled_batch_nothing_more_is_rendered",
+            ),
+        ),
+        Fault(
+            "a deadline passes in the queue",
+            "`DeadlineExceeded`, no device time",
+            (f"{_DISPATCHER}test_a_deadline_that_passes_in_the_queue_takes_no_device_time",),
+        ),
+    ),
+    "All at once": (
+        Fault("every kind of fault of the nemesis, overlapping", "every invariant of `history.py` holds", (_CHAOS,)),
+        Fault(
+            "the same for plain Celery (`acks_late`, `reject_on_worker_lost`)",
+            "it loses jobs, and none without faults: the test can fail",
+            (
+                "faults/test_chaos.py::test_plain_celery_loses_jobs_under_this_nemesis",
+                "faults/test_chaos.py::test_plain_celery_loses_none_in_peace",
+            ),
+        ),
+    ),
+}
+
+
+def rendered() -> str:
+    """The table, as Markdown."""
+    lines = []
+    for group, faults in FAULTS.items():
+        lines += [f"### {group}", "", "| Fault | Expected | Proof |", "| --- | --- | --- |"]
+        for fault in faults:
+            proofs = "<br>".join(f"`{proof.rpartition('/')[2]}`" for proof in fault.proofs)
+            lines.append(f"| {fault.fault} | {fault.expected} | {proofs} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    before, rest = README.read_text().split(BEGIN)
+    README.write_text(f"{before}{BEGIN}\n{rendered()}{END}{rest.split(END)[1]}")
+
+
+if __name__ == "__main__":
+    main()
