@@ -70,12 +70,15 @@ class Report:
         return len({violation.about for violation in self.violations if violation.invariant in bad})
 
     def recoveries(self) -> dict[str, list[float]]:
-        """By kind of fault: seconds from each one's beginning to the next commit by anybody."""
-        commits = sorted(ended.result.finished_at.timestamp() for ended in self.history.results)
-        found: dict[str, list[float]] = {}
+        """By kind of fault: of each job that was begun and had not ended when one came, seconds until its result."""
+        begun: dict[str, float] = {}
+        for claim in self.history.claims:
+            begun[claim.job_id] = min(claim.begin, begun.get(claim.job_id, claim.begin))
+        ended = {one.job_id: one.result.finished_at.timestamp() for one in self.history.results}
+        spans = [(begin, ended[job]) for job, begin in begun.items() if job in ended]
+        found: dict[str, list[float]] = {done.kind: [] for done in self.done}
         for done in self.done:
-            after = [commit - done.begin for commit in commits if commit > done.begin]
-            found.setdefault(done.kind, []).extend(after[:1])
+            found[done.kind] += [end - done.begin for begin, end in spans if begin < done.begin < end]
         return found
 
     def table(self) -> str:
@@ -90,12 +93,12 @@ class Report:
             f"{'doubled':<12}{self.doubled:>8}",
             f"{'attempts':<12}{len(self.history.claims):>8}   {again} jobs ended in a later one than their first",
             "",
-            f"{'fault':<20}{'times':>6}{'next commit after, median':>28}{'worst':>9}",
+            f"{'fault':<20}{'times':>6}{'jobs in hand':>14}{'their ends, median':>20}{'worst':>9}",
         ]
         times = Counter(done.kind for done in self.done)
         for kind, waits in sorted(self.recoveries().items()):
             middle, worst = (f"{statistics.median(waits):.2f} s", f"{max(waits):.2f} s") if waits else ("-", "-")
-            lines.append(f"{kind:<20}{times[kind]:>6}{middle:>28}{worst:>9}")
+            lines.append(f"{kind:<20}{times[kind]:>6}{len(waits):>14}{middle:>20}{worst:>9}")
         return "\n".join([*lines, *(f"VIOLATED {violation}" for violation in self.violations[:50])])
 
 
