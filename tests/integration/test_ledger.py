@@ -331,6 +331,15 @@ def test_a_paused_batch_is_not_hinted_until_it_goes_on(batches, ledger, window):
     assert batches.live() == {"default": 5}
 
 
+def test_a_held_job_that_ends_is_not_taken_from_the_live_ones_again(batches, ledger, window):
+    opened(batches)
+    ledger.enqueue([ref("other", batch="single")])
+    batches.pause("batch", paused=True)
+    take(window)
+    ledger.finish([(SHARDS[0][0], JobState.CANCELED, 0)])
+    assert batches.live() == {"default": 1}
+
+
 def test_of_a_canceled_batch_every_claim_and_beat_says_so(batches, ledger):
     opened(batches)
     running = SHARDS[0][0]
