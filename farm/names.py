@@ -26,6 +26,10 @@ def check_name(field: str, value: str) -> str:
 def check_uri(field: str, value: str, *, prefix: bool = False) -> str:
     """`value` if it is an `s3://bucket/key` or `file:///path` without tricks, else UrlNotAllowed or InvalidName."""
     scheme, separator, _ = value.partition("://")
+    if value[:5].lower() == "data:":
+        raise UrlNotAllowed(
+            f"{field}: a job does not carry the object itself; put it into the farm's store and name it."
+        )
     if not separator:
         raise InvalidName(f"{field}: {shown(value)!r} has no scheme; write s3://bucket/key or file:///path.")
     if scheme not in SCHEMES:

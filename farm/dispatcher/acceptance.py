@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from farm import keys
-from farm.errors import InputNotFound
+from farm.errors import FarmError, InputNotFound, QueueUnavailable
 from farm.ledger import Batches, BatchRecord, Ledger
 from farm.schemas import BatchSummary
 from farm.shards import MAX_JOBS, Shelf
@@ -23,16 +25,21 @@ GO_THROUGH = 3  # times that a batch whose jobs do not add up is gone through; i
 
 
 class Acceptance:
-    """Moves batches on. Raises QueueUnavailable or StoreUnavailable; what was done before stays done."""
+    """Moves batches on. Raises QueueUnavailable; what was done before stays done."""
 
     def __init__(self, batches: Batches, ledger: Ledger, shelf: Shelf):
         self._batches, self._ledger, self._shelf = batches, ledger, shelf
         self._generations: dict[str, dict[str, int]] = {}
         self._first_seen: dict[str, float] = {}
+        self._not_before: dict[str, float] = {}
         self._gone_through: Counter[str] = Counter()
 
     def look_at(self, tenant: str, batch: str) -> None:
         """A batch is due: find out what is wrong with it, or that it is over."""
+        with self._by_itself(tenant, batch):
+            self._look_at(tenant, batch)
+
+    def _look_at(self, tenant: str, batch: str) -> None:
         record = self._batches.record(tenant, batch)
         if record is None:
             self._batches.close(tenant, batch)
@@ -45,18 +52,38 @@ class Acceptance:
         """Index shards for as long as there is room; the number of jobs that were looked at."""
         indexed, live = 0, Counter(self._batches.live())
         for tenant, batch in self._batches.unindexed():
-            while live[tenant] < MAX_LIVE:
-                record = self._batches.record(tenant, batch)
-                if record is None or record.paused or record.next_shard >= record.shards:
-                    break
-                refs = self._shelf.refs(tenant, batch, record.next_shard, self._later(tenant, batch))
-                if self._batches.index_shard(tenant, batch, record.next_shard, refs):
-                    live[tenant] += len(refs)
-                    indexed += len(refs)
+            if time.monotonic() < self._not_before.get(batch, 0.0):
+                continue
+            with self._by_itself(tenant, batch):
+                while live[tenant] < MAX_LIVE and (count := self._index_shard(tenant, batch)):
+                    live[tenant] += count
+                    indexed += count
         return indexed
+
+    def _index_shard(self, tenant: str, batch: str) -> int:
+        record = self._batches.record(tenant, batch)
+        if record is None or record.paused or record.next_shard >= record.shards:
+            return 0
+        refs = self._shelf.refs(tenant, batch, record.next_shard, self._later(tenant, batch))
+        self._batches.index_shard(tenant, batch, record.next_shard, refs)
+        return len(refs)
+
+    @contextmanager
+    def _by_itself(self, tenant: str, batch: str) -> Iterator[None]:
+        """What is wrong with one batch is its own affair: it is tried again later, the others go on now."""
+        try:
+            yield
+            self._not_before.pop(batch, None)
+        except QueueUnavailable:
+            raise
+        except Exception as error:
+            known = isinstance(error, FarmError)
+            log.warning("batch %s of %s has to wait: %s", batch, tenant, error, exc_info=not known)
+            self._not_before[batch] = time.monotonic() + LOOK_AGAIN_SECONDS
 
     def open(self, tenant: str, batch: str) -> bool:
         """Bring into the index what the store holds under this name; False if nothing complete is there."""
+        self._generations.pop(batch, None)  # there may have been retries since
         footer = self._shelf.footer(tenant, batch)
         if footer is not None:
             canceled = self._shelf.canceled(tenant, batch)

@@ -8,7 +8,7 @@ from itertools import groupby
 
 from farm import keys, metrics
 from farm.dispatcher.acceptance import Acceptance
-from farm.errors import InputNotFound
+from farm.errors import InputNotFound, Transient
 from farm.ledger import Batches
 from farm.schemas import BatchSummary
 from farm.shards import Shelf
@@ -30,8 +30,13 @@ class Reconciler:
         """Open every batch that is not over; how many were opened. Ends with the index known to be whole."""
         opened = 0
         for tenant, batch, retries in self._accepted():
-            if not self._over(tenant, batch, retries) and self._batches.record(tenant, batch) is None:
-                opened += self._acceptance.open(tenant, batch)
+            try:
+                if not self._over(tenant, batch, retries) and self._batches.record(tenant, batch) is None:
+                    opened += self._acceptance.open(tenant, batch)
+            except Transient:
+                raise
+            except Exception:  # a damaged object is one batch's trouble
+                log.exception("batch %s of %s cannot be opened", batch, tenant)
         self._batches.begin_epoch()
         metrics.reconciled.inc(opened)
         if opened:

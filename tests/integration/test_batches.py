@@ -316,3 +316,30 @@ def test_refs_lie_where_the_lines_are(works):
         for ref in refs_in(shard.data, "default", "b", shard.number):
             line = json.loads(shard.data[ref.offset : ref.offset + ref.length])
             assert ref.job_id == keys.job_id("default", "b", line["custom_id"])
+
+
+def test_a_damaged_batch_holds_up_nobody_else(works):
+    damaged = works.client.submit_batch(works.jobs(3))
+    works.store.put(
+        keys.spec_shard(works.root, "default", damaged.id, 0), b"{", content_type="text/plain", create_only=False
+    )
+    good = works.client.submit_batch(works.jobs(3))
+    works.ledger._redis.delete(keys.EPOCH)  # the walk over the store meets it, too
+    assert works.work_off(good).counts == {JobState.SUCCEEDED: 3}
+    assert damaged.status().counts == {JobState.QUEUED: 3}
+
+
+def test_two_leaders_never_export_at_once(works):
+    from farm import metrics
+    from farm.dispatcher.gauges import Gauges
+    from farm.ledger import Window
+
+    works.client.submit_batch(works.jobs(5))
+    works.dispatcher.round()
+    leader, other = (Gauges(Window(works.ledger._redis), works.batches, ("sd15-inpaint",)) for _ in range(2))
+    leader.refresh()
+    samples = {(s.labels["model"], s.labels["state"]): s.value for s in metrics.queue_jobs.collect()[0].samples}
+    assert samples["sd15-inpaint", "hinted"] == 5
+    assert metrics.backlog_gpu_seconds.labels("sd15-inpaint")._value.get() == 5.0
+    other.refresh()
+    assert metrics.queue_jobs.collect()[0].samples == []
