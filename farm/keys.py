@@ -36,6 +36,7 @@ RUNNING = "farm:running:"  # + model: set of jobs in a worker's hands
 FINISHED = "farm:finished:"  # + model: jobs that ended, a counter
 PACE = "farm:pace:"  # + model: seconds that workers spent on them
 WEIGHTS = "farm:weights"  # hash: tenant → weight of its fair share
+SEQUENCE = "farm:sequence"  # a counter: which of two ready jobs came first
 WAKE = "farm:wake"  # list: the dispatcher sleeps on it
 EPOCH = "farm:epoch"  # what is gone after Redis lost everything
 LEADER = "farm:dispatcher"  # the dispatcher that exports the queue's metrics

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from enum import IntEnum, StrEnum
+from operator import attrgetter
 from typing import Any, Self
 
 
@@ -27,7 +28,7 @@ class JobRef:
 
     def row(self) -> tuple[Any, ...]:
         """The values that a row is made of, in the order of the scripts."""
-        return astuple(self)
+        return _VALUES(self)
 
     @classmethod
     def from_row(cls, values: list[str]) -> Self:
@@ -35,6 +36,7 @@ class JobRef:
 
 
 _KINDS = [str(one.type) for one in fields(JobRef)]
+_VALUES = attrgetter(*(one.name for one in fields(JobRef)))
 ROW_FIELDS = tuple(one.name for one in fields(JobRef))[1:]
 
 

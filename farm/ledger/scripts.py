@@ -19,7 +19,7 @@ local t = redis.call('TIME') local now = t[1] + t[2] / 1000000
 local FIELDS = {{ {_LUA_FIELDS} }}
 local ROW, BATCH, DUE = '{keys.job_row("")}', '{keys.batch_row("")}', '{keys.DUE}'
 local READY, TENANTS, HINTED = '{keys.READY}', '{keys.TENANTS}', '{keys.HINTED}'
-local OPEN, WEIGHTS = '{keys.OPEN}', '{keys.WEIGHTS}'
+local OPEN, WEIGHTS, SEQUENCE = '{keys.OPEN}', '{keys.WEIGHTS}', '{keys.SEQUENCE}'
 local FINISHED, PACE, RUNNING = '{keys.FINISHED}', '{keys.PACE}', '{keys.RUNNING}'
 local LIVE, QUEUED, HELD, WAKE = '{keys.LIVE}', '{keys.QUEUED}', '{keys.HELD}', '{keys.WAKE}'
 """
@@ -42,9 +42,9 @@ local function lower(counts, tenant)
   if redis.call('HINCRBY', counts, tenant, -1) <= 0 then redis.call('HDEL', counts, tenant) end
 end
 
--- Put a queued job where the dispatcher takes it; nth keeps the order of jobs that come in one call.
-local function make_ready(id, tenant, model, priority, nth)
-  redis.call('ZADD', READY .. model .. ':' .. tenant, (100 - priority) * 1e10 + now + nth * 0.001, id)
+-- Put a queued job where the dispatcher takes it: at the end of those of its priority.
+local function make_ready(id, tenant, model, priority)
+  redis.call('ZADD', READY .. model .. ':' .. tenant, (100 - priority) * 1e12 + redis.call('INCR', SEQUENCE), id)
   redis.call('SADD', READY, model)
   if not redis.call('ZSCORE', TENANTS .. model, tenant) then
     local first = redis.call('ZRANGE', TENANTS .. model, 0, 0, 'WITHSCORES')
@@ -52,13 +52,13 @@ local function make_ready(id, tenant, model, priority, nth)
   end
 end
 
-local function requeue(id, nth)
+local function requeue(id)
   local row = redis.call('HMGET', ROW .. id, 'tenant', 'model', 'priority')
   redis.call('HSET', ROW .. id, 'state', 'queued', 'owner', '')
   redis.call('ZREM', HINTED .. row[2], id)
   redis.call('SREM', RUNNING .. row[2], id)
   redis.call('ZREM', DUE, id)
-  make_ready(id, row[1], row[2], row[3], nth)
+  make_ready(id, row[1], row[2], row[3])
 end
 """
 )
@@ -70,7 +70,7 @@ local width, new = #FIELDS + 1, 0
 for at = 2, #ARGV, width do
   if redis.call('EXISTS', ROW .. ARGV[at]) == 0 then
     make(at, 'queued')
-    make_ready(ARGV[at], ARGV[at + 1], ARGV[at + 3], ARGV[at + width - 1], new)
+    make_ready(ARGV[at], ARGV[at + 1], ARGV[at + 3], ARGV[at + width - 1])
     if ARGV[1] == '1' then redis.call('HINCRBY', QUEUED, ARGV[at + 1], 1) end
     new = new + 1
   end
@@ -156,7 +156,7 @@ if tonumber(ARGV[3]) > 0 then
   redis.call('SREM', RUNNING .. redis.call('HGET', ROW .. ARGV[1], 'model'), ARGV[1])
   redis.call('ZADD', DUE, now + ARGV[3], ARGV[1])
 else
-  requeue(ARGV[1], 0)
+  requeue(ARGV[1])
 end
 wake()
 return 1
@@ -164,9 +164,9 @@ return 1
 
 # ARGV: job_id* → give back what was hinted and not claimed
 GIVE_BACK: Final = """
-for i, id in ipairs(ARGV) do
+for _, id in ipairs(ARGV) do
   local row = redis.call('HMGET', ROW .. id, 'state', 'model')
-  if row[1] == 'queued' and redis.call('ZSCORE', HINTED .. row[2], id) then requeue(id, i) end
+  if row[1] == 'queued' and redis.call('ZSCORE', HINTED .. row[2], id) then requeue(id) end
 end
 wake()
 return 1
@@ -219,14 +219,14 @@ return 1
 # by this very call: a lease that ended counts as a crash, a retry's time has come, a hint came to nothing.
 TAKE_DUE: Final = """
 local batches, jobs = {}, 0
-for nth, id in ipairs(redis.call('ZRANGEBYSCORE', DUE, '-inf', now, 'LIMIT', 0, ARGV[1])) do
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', DUE, '-inf', now, 'LIMIT', 0, ARGV[1])) do
   if string.sub(id, 1, 6) == 'batch:' then
     redis.call('ZADD', DUE, now + ARGV[2], id)
     batches[#batches + 1] = string.sub(id, 7)
   else
     local state = redis.call('HGET', ROW .. id, 'state')
     if state == 'running' then redis.call('HINCRBY', ROW .. id, 'crashes', 1) end
-    if state then requeue(id, nth) else redis.call('ZREM', DUE, id) end
+    if state then requeue(id) else redis.call('ZREM', DUE, id) end
     jobs = jobs + 1
   end
 end
@@ -281,7 +281,7 @@ local width, new = #FIELDS + 1, 0
 for at = 4, #ARGV, width do
   if redis.call('EXISTS', ROW .. ARGV[at]) == 0 then
     make(at, 'queued')
-    make_ready(ARGV[at], ARGV[at + 1], ARGV[at + 3], ARGV[at + width - 1], new)
+    make_ready(ARGV[at], ARGV[at + 1], ARGV[at + 3], ARGV[at + width - 1])
     new = new + 1
   end
 end
@@ -342,10 +342,10 @@ local batch = BATCH .. ARGV[1]
 if redis.call('HEXISTS', batch, 'state') == 0 then return 0 end
 redis.call('HSET', batch, 'paused', ARGV[2])
 if ARGV[2] == '0' then
-  for nth, id in ipairs(redis.call('ZRANGE', HELD .. ARGV[1], 0, -1)) do
+  for _, id in ipairs(redis.call('ZRANGE', HELD .. ARGV[1], 0, -1)) do
     local row = redis.call('HMGET', ROW .. id, 'state', 'tenant', 'model', 'priority')
     if row[1] == 'queued' then
-      make_ready(id, row[2], row[3], row[4], nth)
+      make_ready(id, row[2], row[3], row[4])
       redis.call('HINCRBY', LIVE, row[2], 1)
     end
   end

@@ -83,10 +83,12 @@ class Window:
             pipe.time().zcard(keys.HINTED + model).scard(keys.RUNNING + model).get(keys.PACE + model)
             for tenant in tenants:
                 queue = f"{keys.READY}{model}:{tenant}"
-                pipe.zcard(queue).zrange(queue, 0, 0, withscores=True)
+                pipe.zcard(queue).zrange(queue, 0, 0)
             (seconds, micros), hinted, running, pace, *rest = pipe.execute()
-        heads = [head[0][1] % 1e10 for head in rest[1::2] if head]
-        oldest = max(0.0, seconds + micros / 1e6 - min(heads)) if heads else 0.0
+            for head in rest[1::2]:
+                pipe.hget(keys.job_row(head[0] if head else ""), "queued_at")
+            since = [float(at) for at in pipe.execute() if at]
+        oldest = max(0.0, seconds + micros / 1e6 - min(since)) if since else 0.0
         return Depths(sum(rest[::2]), hinted, running, oldest, float(pace or 0.0))
 
     def lead(self, name: str, *, seconds: float) -> bool:

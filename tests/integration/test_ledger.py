@@ -157,7 +157,7 @@ def test_nothing_is_left_of_a_finished_job(ledger, client):
     ledger.finish([(ref(), JobState.SUCCEEDED, 1.5)], owner=owner)
     assert ledger.state("a") is None
     assert set(client.keys("farm:*")) <= {
-        keys.WAKE, keys.FINISHED + MODEL, keys.PACE + MODEL, keys.READY, keys.TENANTS + MODEL
+        keys.WAKE, keys.SEQUENCE, keys.FINISHED + MODEL, keys.PACE + MODEL, keys.READY, keys.TENANTS + MODEL
     }  # fmt: skip
 
 
