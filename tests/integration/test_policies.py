@@ -188,7 +188,7 @@ OTHERS = {
     "sdk": """SET farm:epoch x / ZPOPMIN farm:ready:m:t / LPUSH farm.m hint / RPUSH farm.m hint / LPUSH farm:wake 1 /
         SMEMBERS _kombu.binding.farm.m / HGET unacked x""",
     "worker": "ZPOPMIN farm:ready:m:t / HGETALL farm:batch:b / INFO / BRPOP other 1 / BLPOP farm:wake 1",
-    "dispatcher": "BRPOP farm.m 1 / HGET unacked x / DEL unacked / INFO / INCR farm:finished:m",
+    "dispatcher": "BRPOP farm.m 1 / HGET unacked x / DEL unacked / INFO / INCRBYFLOAT farm:pace:m 1",
 }
 SCRIPTED = (
     "return redis.call('FLUSHALL')",
