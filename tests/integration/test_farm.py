@@ -206,6 +206,28 @@ def test_sigterm_finishes_the_job_in_hand(fragile):
     assert handle.peek().status is JobState.SUCCEEDED
 
 
+@pytest.mark.parametrize("scheduler", ["ddim", "ddpm"])
+def test_a_preempted_job_goes_on_at_its_step_to_the_same_bits(model, tmp_path, scheduler):
+    environment = {**ENVIRONMENT, "FARM_DRAIN_SECONDS": "0", "FARM_LEASE_SECONDS": "30"}
+    with EmbeddedFarm(tmp_path, model_path=model / "checkpoint", environment=environment) as farm:
+        farm.wait_ready()
+        desk = Desk(farm, farm.settings.store, [])
+        fields = {"num_inference_steps": 30, "seed": 3, "scheduler": scheduler}
+        whole = desk.submit(custom_id="whole", **fields).result(timeout=90)
+        handle = desk.submit(custom_id="cut", **fields)
+        running(handle)
+        time.sleep(0.4 * whole.timings["denoise"])
+        farm.worker.popen.send_signal(signal.SIGTERM)
+        assert farm.worker.popen.wait(20) == 0
+        saved = list(desk.client.store.list(f"{desk.root}/states/"))
+        assert len(saved) == 1 and handle.peek() is None
+        farm.start_worker()
+        result = handle.result(timeout=90)
+        assert result.outputs[0].sha256 == whole.outputs[0].sha256
+        assert result.attempt == 1 and not result.warnings
+        assert 0 < result.timings["denoise"] < whole.timings["denoise"]
+
+
 def test_the_same_job_over_s3(model, tmp_path, monkeypatch, s3_server, s3_bucket):
     for name, value in s3_server.environment().items():  # credentials come from the environment, the client's too
         monkeypatch.setenv(name, value)
