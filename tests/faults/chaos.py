@@ -16,7 +16,7 @@ from pathlib import Path
 
 import click
 
-from tests.faults.evidence import accepted_jobs, left_in_redis, read_history
+from tests.faults.evidence import accepted_jobs, left_in_redis, read_history, unacked
 from tests.faults.fleet import SHIPPED, Fleet, Programs, shown_tenant
 from tests.faults.history import History, Invariant, Violation, violations
 from tests.faults.nemesis import Done, Nemesis, kinds, plan
@@ -56,6 +56,7 @@ class Report:
     history: History
     violations: list[Violation]
     done: list[Done]
+    stale_hints: int  # of jobs that have ended, left unacknowledged by workers that were killed
 
     @property
     def lost(self) -> int:
@@ -92,6 +93,7 @@ class Report:
             f"{'lost':<12}{self.lost:>8}",
             f"{'doubled':<12}{self.doubled:>8}",
             f"{'attempts':<12}{len(self.history.claims):>8}   {again} jobs ended in a later one than their first",
+            f"{'stale hints':<12}{self.stale_hints:>8}",
             "",
             f"{'fault':<20}{'times':>6}{'jobs in hand':>14}{'their ends, median':>20}{'worst':>9}",
         ]
@@ -122,9 +124,9 @@ def run(
         expected = len(list(accepted_jobs(folder)))
         drain_seconds = come_to_rest(fleet, expected, drain) - rested
         with fleet.redis.client() as client:
-            left = left_in_redis(client)
+            left, stale = left_in_redis(client), unacked(client)[1]
         history = read_history(folder, fleet.store, fleet.root, left=left, resets=nemesis.resets(), shows=shown_tenant)
-    return Report(seed, seconds, drain_seconds, history, violations(history), nemesis.done)
+    return Report(seed, seconds, drain_seconds, history, violations(history), nemesis.done, stale)
 
 
 def run_plain(
@@ -140,7 +142,7 @@ def run_plain(
             return accepted - {info.uri.rsplit("/", 1)[1] for info in fleet.store.list(f"{fleet.root}/done/")}
 
         with suppress(TimeoutError):
-            fleet.wait(lambda: not missing(), 10, "end of all jobs")
+            fleet.wait(lambda: not missing(), 7, "end of all jobs")
         with fleet.redis.client() as client:
             late = waiting(client)  # read first: a job that ends meanwhile is neither
         return Plain(len(accepted), late=len(missing() & late), lost=len(missing() - late))

@@ -11,7 +11,6 @@ from typing import Any
 
 from farm.config import load_settings
 from farm.schemas import InpaintJob, JobResult
-from farm.states import JobState
 from producer.client import Client
 from producer.handle import JobHandle
 from tests.faults.evidence import left_in_redis
@@ -53,30 +52,32 @@ class Desk:
 
     def running(self, handle: JobHandle) -> Child:
         """Wait until a worker renders the job; that worker."""
-        self.wait(lambda: handle.status() is JobState.RUNNING and self.holder(handle) is not None, 30, "running job")
-        holder = self.holder(handle)
-        assert holder is not None
-        time.sleep(0.3)  # into its steps
-        return holder
+        found: list[Child] = []
 
-    def noted(self, kind: str, handle: JobHandle) -> list[dict[str, Any]]:
-        """The workers' notes of this kind on the job, in order of time, each with the worker's `pid`."""
-        found = []
-        for path in (self.fleet.folder / "events").glob("*.ndjson"):
-            for line in path.read_bytes().splitlines():
-                note = json.loads(line)
-                if note["kind"] == kind and note.get("job") == handle.id:
-                    found.append({**note, "pid": int(path.stem)})
-        return sorted(found, key=lambda note: float(note["at"]))
+        def holder() -> bool:
+            painting = self._notes(lambda note: note["kind"] == "painting" and note["name"] == handle.job.custom_id)
+            pid = painting[-1]["pid"] if painting else None
+            found.extend(one for one in self.fleet.workers if one.process is not None and one.process.pid == pid)
+            return bool(found)
+
+        self.wait(holder, 30, f"render of {handle.job.custom_id}")
+        time.sleep(0.3)  # into its steps
+        return found[0]
 
     def claims(self, handle: JobHandle) -> list[dict[str, Any]]:
-        return self.noted("claimed", handle)
+        """The workers' notes that they were given the job, in order of time, each with the worker's `pid`."""
+        return self._notes(lambda note: note["kind"] == "claimed" and note["job"] == handle.id)
 
-    def holder(self, handle: JobHandle) -> Child | None:
-        """The worker that was given the job last."""
-        pids = {child.process.pid: child for child in self.fleet.workers if child.process is not None}
-        claims = self.claims(handle)
-        return pids.get(claims[-1]["pid"]) if claims else None
+    def returns(self, handle: JobHandle) -> list[dict[str, Any]]:
+        """Their notes that they gave it back, not charged."""
+        return self._notes(lambda note: note["kind"] == "given back" and note["job"] == handle.id)
+
+    def _notes(self, wanted: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
+        found = []
+        for path in (self.fleet.folder / "events").glob("*.ndjson"):
+            notes = [json.loads(line) for line in path.read_bytes().splitlines()]
+            found += [{**note, "pid": int(path.stem)} for note in notes if wanted(note)]
+        return sorted(found, key=lambda note: float(note["at"]))
 
     def results_of(self, handle: JobHandle) -> list[str]:
         prefix = f"{self.fleet.root}/results/{handle.job.tenant}/{handle.batch_id}/"
@@ -85,7 +86,10 @@ class Desk:
     def at_rest(self, seconds: float = 30.0) -> None:
         """Wait until Redis holds nothing of any job."""
         with self.fleet.redis.client() as client:
-            self.wait(lambda: not any(left_in_redis(client).values()), seconds, "rest")
+            try:
+                self.wait(lambda: not any(left_in_redis(client).values()), seconds, "rest")
+            except TimeoutError as error:
+                raise AssertionError(f"left in Redis: {left_in_redis(client)}\n{error}") from None
 
     def ready(self) -> None:
         """Wait until every worker takes jobs."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections import defaultdict
@@ -23,7 +24,7 @@ _MOST = 64 << 20
 # What may stay in an idle Redis: Celery's table of queues, and what the farm counts or remembers for good.
 _MAY_STAY = re.compile(
     r"_kombu\.binding.*|"
-    + "|".join((keys.WEIGHTS, keys.WAKE, keys.EPOCH, keys.LEADER, f"(?:{keys.FINISHED}|{keys.PACE}).*"))
+    + "|".join((keys.WEIGHTS, keys.SEQUENCE, keys.WAKE, keys.EPOCH, keys.LEADER, f"(?:{keys.FINISHED}|{keys.PACE}).*"))
 )
 
 
@@ -71,17 +72,32 @@ def accepted_jobs(folder: Path) -> Iterator[Accepted]:
 def left_in_redis(client: redis.Redis) -> dict[str, int]:
     """Sizes of all that is left but what may stay; the key's pattern without ids → how many."""
     left: dict[str, int] = defaultdict(int)
-    for raw in client.scan_iter(count=1000):
-        name = raw.decode() if isinstance(raw, bytes) else raw
-        if not _MAY_STAY.fullmatch(name):
+    for name in (raw.decode() for raw in client.scan_iter(count=1000)):
+        if name in ("unacked", "unacked_index"):
+            left["unacked"] = unacked(client)[0]
+        elif not _MAY_STAY.fullmatch(name):
             left[re.sub(r"[0-9a-f]{32}", "…", name)] += _size(client, name)
     return dict(left)
 
 
+def unacked(client: redis.Redis) -> tuple[int, int]:
+    """Hints that some worker had and did not acknowledge: (of jobs that have not ended, of none).
+
+    The second kind is what a killed worker had in hand. Celery hands it out again after a day; nobody waits for that.
+    """
+    waiting = stale = 0
+    for message in client.hvals("unacked"):
+        hint = json.loads(base64.b64decode(json.loads(message)[0]["body"]))[1]["hint"]
+        if any(client.exists(keys.job_row(job[0])) for job in hint["jobs"]):
+            waiting += 1
+        else:
+            stale += 1
+    return waiting, stale
+
+
 def _size(client: redis.Redis, name: str) -> int:
-    kind = client.type(name)
     measure = {"list": client.llen, "hash": client.hlen, "zset": client.zcard, "set": client.scard}
-    return int(measure.get(kind.decode() if isinstance(kind, bytes) else kind, lambda _: 1)(name))
+    return int(measure.get(client.type(name).decode(), lambda _: 1)(name))
 
 
 def _lines(data: bytes) -> list[Any]:

@@ -48,6 +48,7 @@ class Painter:
     device, checkpoint_sha256 = "cpu", "0" * 64
 
     def __init__(self, settings: object):
+        self._notes = own_notes()
         low, high = os.environ.get("NOOP_SECONDS", "0.005-0.2").split("-")
         self._low, self._high = float(low), float(high)
         self._moves = self._rendering = 0
@@ -83,6 +84,7 @@ class Painter:
     def render(self, request: RenderRequest) -> Rendered:
         """As many steps as the job asks for, in the seconds that its metadata say, or else its seed."""
         self._rendering += 1
+        self._notes.write(kind="painting", name=request.job.custom_id, at=time.time())
         try:
             return self._painted(request)
         finally:
@@ -104,6 +106,10 @@ class Painter:
         colour = tuple(random.SystemRandom().randrange(1, 256) for _ in "rgb")
         pictures = [Image.new("RGB", request.image.size, colour) for _ in range(job.num_images_per_prompt)]
         return Rendered(pictures, {"denoise": time.monotonic() - began})
+
+
+def own_notes() -> Notes:
+    return Notes(Path(os.environ["NOOP_EVENTS"]) / f"{os.getpid()}.ndjson")
 
 
 def watched_store(store: ObjectStore, notes: Notes) -> ObjectStore:
@@ -150,7 +156,7 @@ def main() -> int:
 
     settings = load_settings()
     set_up(settings.log_level)
-    notes = Notes(Path(os.environ["NOOP_EVENTS"]) / f"{os.getpid()}.ndjson")
+    notes = own_notes()
     signals.worker_ready.connect(lambda **_: notes.write(kind="ready", at=time.time()), weak=False)
     lifecycle.Ledger = watched_ledger(notes)  # type: ignore[misc]
     open_store = type(settings).open_store

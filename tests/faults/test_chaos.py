@@ -3,7 +3,7 @@
 from tests.faults.chaos import run, run_plain
 from tests.faults.fleet import QUICK
 
-SEED, SECONDS, EVERY = 1, 24.0, 1.5
+SEED, SECONDS, EVERY = 1, 18.0, 1.1
 
 
 def test_plain_celery_loses_jobs_under_this_nemesis(tmp_path, s3_server, s3_bucket):

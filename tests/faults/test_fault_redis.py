@@ -44,7 +44,7 @@ def test_connections_cut_in_mid_job_the_job_is_done_once_in_its_first_attempt(de
 
 
 def test_redis_killed_in_the_middle_of_many_jobs_loses_none(desk):
-    handles = [desk.submit(f"killed-{number}", 0.2) for number in range(20)]
+    handles = [desk.submit(f"killed-{number}", 0.2) for number in range(10)]
     desk.fleet.redis.kill()
     time.sleep(1.5)
     desk.fleet.redis.start()
@@ -54,17 +54,17 @@ def test_redis_killed_in_the_middle_of_many_jobs_loses_none(desk):
 
 def test_after_flushall_the_index_is_made_again_from_the_store(desk):
     desk.ready()
-    handles = [desk.submit(f"flushed-{number}", 0.2) for number in range(20)]
-    batch = desk.client.submit_batch([desk.job(f"flushed-in-batch-{n}") for n in range(20)], tenant="anna")
+    handles = [desk.submit(f"flushed-{number}") for number in range(8)]
+    batch = desk.client.submit_batch([desk.job(f"flushed-in-batch-{n}") for n in range(8)], tenant="anna")
     with desk.fleet.redis.client() as client:
         client.flushall()
     succeeded(desk, handles)
-    desk.wait(lambda: len(list(batch.results())) == 20, 60, "end of the batch")
+    desk.wait(lambda: len(list(batch.results())) == 8, 60, "end of the batch")
     desk.at_rest(60)
 
 
 def test_a_volume_that_is_lost_with_its_redis(desk):
-    handles = [desk.submit(f"volume-{number}", 0.2) for number in range(10)]
+    handles = [desk.submit(f"volume-{number}", 0.2) for number in range(6)]
     desk.fleet.redis.kill()
     for path in sorted(desk.fleet.redis.folder.rglob("*"), reverse=True):
         if path.name != "server.log":
@@ -74,7 +74,7 @@ def test_a_volume_that_is_lost_with_its_redis(desk):
 
 
 def test_replies_that_are_dropped_lose_nothing(desk):
-    handles = [desk.submit(f"half-open-{number}", 0.3) for number in range(10)]
+    handles = [desk.submit(f"half-open-{number}", 0.3) for number in range(6)]
     desk.fleet.redis_proxy.down = Link(swallow=True)
     time.sleep(1.0)
     desk.fleet.redis_proxy.heal()  # what was half-open stays so until its owner notices
@@ -85,7 +85,7 @@ def test_half_a_second_of_latency_and_cut_connections_are_slow_and_right(desk):
     desk.ready()
     proxy = desk.fleet.redis_proxy
     proxy.up, proxy.down = Link(delay=0.25), Link(delay=0.25)
-    handles = [desk.submit(f"slow-{number}") for number in range(4)]
+    handles = [desk.submit(f"slow-{number}") for number in range(2)]
     looks = itertools.count()
 
     def all_ended():

@@ -16,7 +16,6 @@ from farm.schemas import JobResult
 from farm.states import JobState
 from tests.conftest import new_bucket
 from tests.faults.desk import LEASE_SECONDS, desk_with
-from tests.faults.evidence import left_in_redis
 from tests.faults.proxy import SLOW_DOWN, Link
 
 
@@ -37,9 +36,9 @@ def whole_again(desk):
 def test_503_is_tried_again_and_the_job_succeeds(desk):
     desk.fleet.s3_proxy.up = Link(answer=SLOW_DOWN, answer_chance=0.5)
     handles = [desk.submit(f"refused-{number}") for number in range(4)]
-    time.sleep(3)
+    desk.wait(lambda: any(len(desk.claims(handle)) > 1 for handle in handles), 30, "second attempt")
     desk.fleet.s3_proxy.heal()
-    results = [desk.ended(handle) for handle in handles]
+    results = [desk.ended(handle, 60) for handle in handles]
     assert {result.status for result in results} == {JobState.SUCCEEDED}
     assert max(result.attempt for result in results) > 1
     assert desk.fleet.s3_proxy.answers > 0
@@ -56,8 +55,8 @@ def test_a_store_that_falls_silent_is_timed_out_and_tried_again(desk):
 
 
 def test_a_body_that_takes_longer_than_the_lease_keeps_it(desk):
-    noise = np.random.default_rng(0).integers(0, 256, (640, 640, 3), dtype=np.uint8)
-    mask = Image.new("L", (640, 640), 0)
+    noise = np.random.default_rng(0).integers(0, 256, (530, 530, 3), dtype=np.uint8)
+    mask = Image.new("L", (530, 530), 0)
     mask.paste(255, (100, 100, 200, 200))
     root = desk.fleet.root
     for name, picture in {"noise.png": Image.fromarray(noise), "noise-mask.png": mask}.items():
@@ -66,6 +65,9 @@ def test_a_body_that_takes_longer_than_the_lease_keeps_it(desk):
         desk.fleet.store.put(f"{root}/in/{name}", buffer.getvalue(), content_type="image/png", create_only=False)
     desk.fleet.s3_proxy.down = Link(bandwidth=300_000)
     handle = desk.submit("slow-body", image=f"{root}/in/noise.png", mask=f"{root}/in/noise-mask.png")
+    desk.running(handle)
+    time.sleep(2 * LEASE_SECONDS)
+    desk.fleet.s3_proxy.heal()  # what follows is quick
     result = desk.ended(handle, 60)
     assert result.timings["fetch"] > LEASE_SECONDS
     assert (result.status, result.attempt) == (JobState.SUCCEEDED, 1)
@@ -100,8 +102,7 @@ def test_a_worker_that_died_after_the_result_and_before_the_index_leaves_no_work
     desk.fleet.store.put(uri, result.to_json(), content_type="application/json", create_only=True)
     for child in desk.fleet.workers:
         child.signal(signal.SIGCONT)
-    with desk.fleet.redis.client() as client:
-        desk.wait(lambda: not any(left_in_redis(client).values()), 30, "rest")
+    desk.at_rest()
     assert handle.peek() == result
     assert not list(desk.fleet.store.list(f"{desk.fleet.root}/outputs/anna/{handle.batch_id}/"))
 

@@ -15,7 +15,8 @@ from worker.watchdog import STALLED
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory, s3_server):
     folder = tmp_path_factory.mktemp("workers")
-    with desk_with(folder, s3_server, new_bucket(s3_server), FARM_DRAIN_SECONDS="3", FARM_STALL_SECONDS="3") as there:
+    settings = {"FARM_DRAIN_SECONDS": "3", "FARM_STALL_SECONDS": "3", "FARM_MAX_ATTEMPTS": "2"}
+    with desk_with(folder, s3_server, new_bucket(s3_server), **settings) as there:
         yield there
 
 
@@ -44,18 +45,18 @@ def test_sigterm_a_job_that_fits_is_finished_and_the_worker_ends_well(desk):
 
 
 def test_sigterm_a_job_that_does_not_fit_is_saved_and_goes_on_elsewhere_uncharged(desk):
-    handle = desk.submit("long", 8.0)
+    handle = desk.submit("long", 6.0)
     holder = desk.running(handle)
     time.sleep(2)  # some steps further
     told_at = time.time()
     holder.signal(signal.SIGTERM)
-    desk.wait(lambda: bool(desk.noted("given back", handle)), 10, "job given back")
-    assert desk.noted("given back", handle)[0]["at"] - told_at < 2  # a step takes 0.4 s
+    desk.wait(lambda: bool(desk.returns(handle)), 10, "job given back")
+    assert desk.returns(handle)[0]["at"] - told_at < 2  # a step takes 0.3 s
     desk.wait(lambda: holder.exits[-1:] == [0], 10, "end of the worker")
     result = desk.ended(handle)
     assert (result.status, result.attempt) == (JobState.SUCCEEDED, 1)
     assert len(desk.claims(handle)) == 2
-    assert result.timings["denoise"] < 7.5  # it went on where it was
+    assert result.timings["denoise"] < 5.5  # it went on where it was
 
 
 def test_kill_9_during_the_drain_is_as_kill_9(desk):
