@@ -9,7 +9,7 @@
     │   │   MaskSizeMismatch, MaskEmpty
     │   ├── UnsafeWeightsFormat, LoraInvalid, LoraIncompatible, LoraNoEffect, LoraNonFinite, LoraNotFound,
     │   │   LoraHashMismatch, CheckpointInvalid, EmbeddingInvalid, FeatureUnavailable
-    │   └── NonFiniteOutput, BlackOutput, NsfwContent, OutputExists, IdempotencyConflict
+    │   └── NonFiniteOutput, BlackOutput, NsfwContent, OutputExists, IdempotencyConflict, SpecDamaged
     ├── Transient                 the world is at fault: retried with full jitter
     │   └── StoreUnavailable (SpecUnreadable among it), QueueUnavailable, QuotaExceeded, FarmFull
     ├── Resource                  out of memory: once more, with a smaller batch
@@ -201,6 +201,10 @@ class OutputExists(InvalidInput):
 
 
 class IdempotencyConflict(InvalidInput):
+    pass
+
+
+class SpecDamaged(InvalidInput):
     pass
 
 

@@ -29,9 +29,9 @@ READY = "farm:ready:"  # + model + ":" + tenant; by itself the set of models tha
 TENANTS = "farm:tenants:"  # + model
 HINTED = "farm:hinted:"  # + model
 HELD = "farm:held:"  # + batch: ready jobs of a paused batch
-LIVE = "farm:live"  # hash: tenant → jobs that are indexed, have not ended and are not held
+LIVE = "farm:live"  # hash: tenant/model → jobs that are indexed, have not ended and are not held
 QUEUED = "farm:queued"  # hash: tenant → jobs that were accepted and have not ended
-OPEN = "farm:open"  # sorted set: tenant/batch → its place in line; shards left to index
+OPEN = "farm:open"  # sorted set: tenant/batch/model → its place in line; shards left to index, not paused
 RUNNING = "farm:running:"  # + model: set of jobs in a worker's hands
 FINISHED = "farm:finished:"  # + model: jobs that ended, a counter
 PACE = "farm:pace:"  # + model: seconds that workers spent on them
@@ -39,6 +39,7 @@ WEIGHTS = "farm:weights"  # hash: tenant → weight of its fair share
 SEQUENCE = "farm:sequence"  # a counter: which of two ready jobs came first
 WAKE = "farm:wake"  # list: the dispatcher sleeps on it
 EPOCH = "farm:epoch"  # what is gone after Redis lost everything
+WALK = "farm:walk:"  # + a random name: a walk over the store that goes on
 LEADER = "farm:dispatcher"  # the dispatcher that exports the queue's metrics
 
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from farm import keys
-from farm.errors import InputNotFound, InvalidParameter, SpecTooLarge, SpecUnreadable
+from farm.errors import InputNotFound, InvalidName, InvalidParameter, SpecDamaged, SpecTooLarge, SpecUnreadable
 from farm.ledger.records import JobRef
+from farm.names import check_name
 from farm.schemas import MAX_SPEC_BYTES, BatchFooter, InpaintJob, spec_line
 from farm.storage import ObjectStore, shown
 
@@ -66,13 +67,26 @@ def refs_in(
 ) -> list[JobRef]:
     """Where the jobs of a shard's bytes lie. `generations`: of those jobs that were retried."""
     refs, offset, later = [], 0, generations or {}
-    for line in data.splitlines(keepends=True):
-        spec = {**_DEFAULTS, **json.loads(line)}
-        job = keys.job_id(tenant, batch, spec["custom_id"])
-        place = (shard, offset, len(line), later.get(job, 0))
-        refs.append(JobRef(job, tenant, batch, spec["model"], *place, spec["priority"]))
-        offset += len(line)
+    *lines, rest = data.split(b"\n")
+    if rest:
+        raise SpecDamaged(f"Shard {shard} of batch {batch} of {tenant} ends inside a line.")
+    for number, line in enumerate(lines):
+        name, model, priority = _routed(line, number)
+        job = keys.job_id(tenant, batch, name)
+        refs.append(JobRef(job, tenant, batch, model, shard, offset, len(line) + 1, later.get(job, 0), priority))
+        offset += len(line) + 1
     return refs
+
+
+def _routed(line: bytes, number: int) -> tuple[str, str, int]:
+    """(custom_id, model, priority) of a line. What cannot be routed by is replaced: the worker says what is wrong."""
+    try:
+        spec = {**_DEFAULTS, **json.loads(line)}
+        name, model = check_name("custom_id", spec["custom_id"]), check_name("model", spec["model"])
+    except (ValueError, TypeError, KeyError, RecursionError, InvalidName):
+        return f"line-{number}", _DEFAULTS["model"], _DEFAULTS["priority"]
+    priority = spec["priority"]
+    return name, model, priority if type(priority) is int and 0 <= priority <= 100 else _DEFAULTS["priority"]
 
 
 class Shelf:
@@ -91,7 +105,18 @@ class Shelf:
             data = self.store.get(keys.batch_footer(self.root, tenant, batch), max_bytes=MAX_SPEC_BYTES).data
         except InputNotFound:
             return None
-        return BatchFooter.from_json(data)
+        footer = BatchFooter.from_json(data)
+        fits = footer.shards <= footer.jobs <= footer.shards * MAX_JOBS
+        if (footer.tenant, footer.batch_id) != (tenant, batch) or not fits:
+            raise SpecDamaged(f"The footer of batch {batch} of {tenant} is of another one, or does not add up.")
+        return footer
+
+    def has_single(self, tenant: str, batch: str) -> bool:
+        try:
+            self.store.head(keys.spec_shard(self.root, tenant, batch, keys.SINGLE))
+        except InputNotFound:
+            return False
+        return True
 
     def canceled(self, tenant: str, batch: str) -> bool:
         try:

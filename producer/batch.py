@@ -94,10 +94,10 @@ class BatchHandle:
 
     def pause(self) -> None:
         """Begin no more of its jobs. Lasts until `resume`, or until Redis loses its data."""
-        self._known(self._batches.pause(self.id, paused=True))
+        self._known(self._batches.pause(self.tenant, self.id, paused=True))
 
     def resume(self) -> None:
-        self._known(self._batches.pause(self.id, paused=False))
+        self._known(self._batches.pause(self.tenant, self.id, paused=False))
 
     def cancel(self) -> None:
         """Render nothing more of it: every job that has not ended ends `canceled`, running ones at their next step."""
@@ -105,7 +105,7 @@ class BatchHandle:
         uri = keys.batch_canceled(self._shelf.root, self.tenant, self.id)
         with suppress(ObjectExists):
             self._shelf.store.put(uri, body, content_type="application/json", create_only=True)
-        self._batches.pause(self.id, paused=False)
+        self._batches.pause(self.tenant, self.id, paused=False)
         self._batches.cancel(self.id)
 
     def retry_failed(self, *, codes: frozenset[str] | None = None) -> int:
@@ -115,24 +115,33 @@ class BatchHandle:
             with ThreadPoolExecutor(_READERS) as pool:
                 results = zip(group, pool.map(self._result, group), strict=True)
                 refs += [ref for ref, result in results if result is not None and _failed(result, codes)]
-        self.retry(refs)
-        return len(refs)
+        return self.retry(refs)
 
-    def retry(self, refs: Sequence[JobRef]) -> None:
-        """Give jobs of this batch that failed another generation: first in the store, then in the index."""
-        if not refs:
-            return
+    def retry(self, refs: Sequence[JobRef]) -> int:
+        """Give jobs of this batch that failed another generation: first in the store, then in the index; how many.
+
+        Those that have a later generation than these already are left alone.
+        """
+        before = sum(1 for _ in self._shelf.retries(self.tenant, self.id))
+        self._batches.announce(self.tenant, self.id, look_again_in=LOOK_AGAIN_SECONDS)
         again = write_retry(self._shelf, self.tenant, self.id, refs)
-        if not self._batches.uncount(self.tenant, self.id, JobState.FAILED, len(again)):
-            summary = self._summary()
-            counts = {} if summary is None else {state.value: count for state, count in summary.counts.items()}
-            counts["failed"] = counts.get("failed", 0) - len(again)
-            shards = self._footer.shards if summary is not None else 0
-            self._batches.open(
-                self._footer, next_shard=shards, look_again_in=LOOK_AGAIN_SECONDS,
-                counts=counts if summary is not None else None,
-            )  # fmt: skip
+        if again and not self._batches.uncount(self.tenant, self.id, JobState.FAILED, len(again)):
+            self._open_again(before, len(again))
         self._ledger.enqueue(again, counted=False)
+        return len(again)
+
+    def _open_again(self, retries: int, jobs: int) -> None:
+        """The index knows no more of this batch: tell it from the summary what is left, or let it be gone through."""
+        summary, counts, next_shard = self._summary(), {}, 0
+        if summary is not None and summary.retries == retries:
+            counts = {state.value: count for state, count in summary.counts.items()}
+            counts["failed"] = counts.get("failed", 0) - jobs
+            next_shard = self._footer.shards
+        self._batches.open(
+            self._footer, next_shard=next_shard, retries=retries + 1, counts=counts, look_again_in=LOOK_AGAIN_SECONDS
+        )
+        if self._shelf.canceled(self.tenant, self.id):
+            self._batches.cancel(self.id)
 
     def _known(self, known: bool) -> None:
         if not known:
@@ -140,12 +149,13 @@ class BatchHandle:
 
 
 def write_retry(shelf: Shelf, tenant: str, batch: str, refs: Sequence[JobRef]) -> list[JobRef]:
-    """Record the next generation of these jobs; the jobs as they are then."""
-    again = [replace(ref, generation=ref.generation + 1) for ref in refs]
-    body = b"".join(json.dumps(asdict(ref)).encode() + b"\n" for ref in again)
-    number = sum(1 for _ in shelf.retries(tenant, batch))
-    uri = keys.retry(shelf.root, tenant, batch, number)
-    shelf.store.put(uri, body, content_type="application/x-ndjson", create_only=True)
+    """Record the next generation of these jobs, unless they have one; the jobs as they are then."""
+    newest = shelf.generations(tenant, batch)
+    again = [replace(ref, generation=ref.generation + 1) for ref in refs if newest.get(ref.job_id, 0) == ref.generation]
+    if again:
+        body = b"".join(json.dumps(asdict(ref)).encode() + b"\n" for ref in again)
+        uri = keys.retry(shelf.root, tenant, batch, sum(1 for _ in shelf.retries(tenant, batch)))
+        shelf.store.put(uri, body, content_type="application/x-ndjson", create_only=True)
     return again
 
 

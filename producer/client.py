@@ -115,6 +115,8 @@ class Client:
         self._create(keys.batch_footer(self.settings.store, tenant, batch), footer.to_json(), "batch")
         try:
             self._batches.open(footer, look_again_in=LOOK_AGAIN_SECONDS)
+            if self._shelf.canceled(tenant, batch):  # submitted again after it was canceled
+                self._batches.cancel(batch)
         except QueueUnavailable as error:
             log.warning("%s: batch %s waits until somebody looks", error.code, batch)
         return BatchHandle(footer, self._shelf, self._ledger, self._batches)
@@ -126,12 +128,11 @@ class Client:
             raise InvalidParameter("batch_id", f"{batch_id!r} is no batch of tenant {tenant!r} in this farm")
         return BatchHandle(footer, self._shelf, self._ledger, self._batches)
 
-    def retry(self, ref: JobRef) -> None:
-        """Give a job that ended another generation; its old result stays."""
+    def retry(self, ref: JobRef) -> bool:
+        """Give a job that failed another generation, its old result stays; False if it has one already."""
         if ref.shard == keys.SINGLE:
-            self._ledger.enqueue(write_retry(self._shelf, ref.tenant, ref.batch_id, [ref]))
-        else:
-            self.batch(ref.batch_id, tenant=ref.tenant).retry([ref])
+            return bool(self._ledger.enqueue(write_retry(self._shelf, ref.tenant, ref.batch_id, [ref])))
+        return bool(self.batch(ref.batch_id, tenant=ref.tenant).retry([ref]))
 
     def _uploaded(self, tenant: str, batch: str, jobs: Iterable[InpaintJob]) -> Iterator[tuple[Shard, str]]:
         """Every shard once it is written, and the model of the batch's first job; a few are on their way at once."""
@@ -152,6 +153,9 @@ class Client:
             flying: set[Future[Shard]] = set()
             for shard in shards_of(checked(), lambda job: self._line(job, batch)):
                 flying.add(pool.submit(self._create_shard, tenant, batch, shard))
+                if not shard.number:
+                    wait(flying)  # if this key is another batch's, nothing more is written under it
+                    next(iter(flying)).result()
                 if time.monotonic() - announced > LOOK_AGAIN_SECONDS / 3:
                     announced = time.monotonic()
                     self._announce(tenant, batch)

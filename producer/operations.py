@@ -97,10 +97,9 @@ def requeue(job_ids: tuple[str, ...], everything: bool) -> None:
     for uri, entry in list(_buried(client)):
         ref = JobRef(**entry["ref"])
         if everything or ref.job_id in wanted:
-            client.retry(ref)
+            found += client.retry(ref)
             client.store.delete(uri)
             wanted.discard(ref.job_id)
-            found += 1
     if wanted:
         raise InvalidParameter("JOB_IDS", f"{', '.join(sorted(wanted))}: not among the dead; see `farm dead list`")
     click.echo(f"{found} jobs are tried again")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -23,6 +24,7 @@ from farm.errors import (
     FarmError,
     ObjectExists,
     OutputExists,
+    QueueUnavailable,
     UnknownModel,
     WorkerCrashed,
     WorkerFatal,
@@ -43,6 +45,7 @@ log = logging.getLogger(__name__)
 
 CLAIM_SECONDS = 0.2  # jobs are claimed together that end in so long
 MOST_CLAIMED = 64
+KEPT_SECONDS = 1.0  # what was claimed together and not begun by then is given back
 
 
 @dataclass(frozen=True)
@@ -138,6 +141,9 @@ class Runner:
             with Lease(self._ledger, refs, owner, lease_seconds=self._settings.lease_seconds) as lease:
                 lines = self._lines(refs)
                 while todo and self._drain_by is None:
+                    # A job that turns out slow keeps none of the others waiting for this worker.
+                    if len(todo) < len(mine) and time.monotonic() - began > KEPT_SECONDS:
+                        break
                     ref, claim = todo.pop()
                     attempt = Attempt(ref, claim, timings={"queue_wait": claim.waited_seconds})
                     with job_context(job_id=ref.job_id, tenant=ref.tenant):
@@ -146,10 +152,12 @@ class Runner:
                     if state is not None:
                         ended.append((ref, state, attempt.device_seconds))
         finally:
-            for ref, _ in todo:
-                self._ledger.release(ref, owner, delay_seconds=0.0, charged=False)
-            self._ledger.finish(ended, owner=owner)
-        self._seconds_a_job += 0.3 * ((time.monotonic() - began) / len(mine) - self._seconds_a_job)
+            with suppress(QueueUnavailable):  # then the leases end, and whoever claims these jobs sees which have ended
+                self._ledger.finish(ended, owner=owner)
+                for ref, _ in todo:
+                    self._ledger.release(ref, owner, delay_seconds=0.0, charged=False)
+        done = len(mine) - len(todo)
+        self._seconds_a_job += 0.3 * ((time.monotonic() - began) / max(1, done) - self._seconds_a_job)
         return {ref.job_id: state for ref, state, _ in ended}
 
     def _lines(self, refs: list[JobRef]) -> dict[str, bytes | FarmError]:

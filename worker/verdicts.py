@@ -147,10 +147,19 @@ class Verdicts:
         return keys.result(self._settings.store, ref.tenant, ref.batch_id, ref.job_id, ref.generation)
 
     def read(self, ref: JobRef) -> JobResult | None:
+        """How the job ended, None if it has not. A result that cannot be read is one all the same: it is the only."""
         try:
-            return JobResult.from_json(self._store.get(self._result_uri(ref), max_bytes=_MAX_RESULT_BYTES).data)
+            data = self._store.get(self._result_uri(ref), max_bytes=_MAX_RESULT_BYTES).data
         except InputNotFound:
             return None
+        try:
+            return JobResult.from_json(data)
+        except InvalidInput as error:
+            log.error("the result of %s cannot be read: %s", ref.job_id, error)
+            return JobResult(
+                job_id=ref.job_id, tenant=ref.tenant, batch_id=ref.batch_id, custom_id="", model=ref.model, image="",
+                status=JobState.FAILED, finished_at=datetime.now(UTC),
+            )  # fmt: skip
 
     def commit(
         self,

@@ -14,7 +14,7 @@ from farm import metrics
 from farm.dispatcher.acceptance import Acceptance
 from farm.dispatcher.pace import Pace
 from farm.dispatcher.reconcile import Reconciler
-from farm.errors import FarmError, Transient
+from farm.errors import FarmError, StoreUnavailable, Transient
 from farm.ledger import Batches, JobRef, Ledger, Window
 from farm.queue import Hints
 from farm.shards import Shelf
@@ -25,6 +25,7 @@ LIMIT = 1000  # jobs looked at in one go
 QUANTUM = 16  # jobs of one tenant before the next one's turn
 LOOK_AGAIN_SECONDS = 30.0  # at a hint that nobody answered; doubled each time
 LONGEST_SLEEP = 1.0
+STORE_PAUSE_SECONDS = 2.0  # without asking a store that was away
 
 
 class Dispatcher:
@@ -42,6 +43,7 @@ class Dispatcher:
         self._reconcile_seconds, self._reconciled_at = reconcile_seconds, time.monotonic()
         self._reconciling: threading.Thread | None = None
         self._paces: dict[str, Pace] = {}
+        self._store_back = 0.0
 
     def round(self) -> float:
         """Everything that is to be done now; seconds until something may be due again."""
@@ -52,14 +54,24 @@ class Dispatcher:
             self._reconcile()
         due = self._window.take_due(limit=LIMIT, look_again_in=LOOK_AGAIN_SECONDS)
         metrics.redeliveries.inc(due.jobs)
-        for tenant, batch in due.batches:
-            self._acceptance.look_at(tenant, batch)
-        indexed = self._acceptance.index()
-        published = sum(self._hint(model) for model in self._window.models())
-        if published or indexed:
-            log.debug("indexed %d, hinted %d jobs", indexed, published)
-        next_in = LONGEST_SLEEP if due.next_in is None else due.next_in
-        return 0.0 if indexed else max(0.0, min(next_in, LONGEST_SLEEP))
+        for model in self._window.models():  # before the store is asked for anything: it may be slow, or away
+            self._hint(model)
+        if self._move_batches(due.batches):
+            return 0.0
+        return LONGEST_SLEEP if due.next_in is None else min(due.next_in, LONGEST_SLEEP)
+
+    def _move_batches(self, due: Iterable[tuple[str, str]]) -> int:
+        """Look at the batches that are due, index what there is room for; the number of jobs indexed."""
+        if time.monotonic() < self._store_back:
+            return 0
+        try:
+            for tenant, batch in due:
+                self._acceptance.look_at(tenant, batch)
+            return self._acceptance.index()
+        except StoreUnavailable as error:
+            log.warning("%s: %s", error.code, error)
+            self._store_back = time.monotonic() + STORE_PAUSE_SECONDS
+            return 0
 
     def _hint(self, model: str) -> int:
         pace = self._paces.setdefault(model, Pace())

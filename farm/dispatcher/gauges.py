@@ -47,7 +47,7 @@ class Gauges:
     def _unindexed(self) -> Counter[str]:
         """Jobs that wait in the store, by model; a batch's are taken to be of the model of its first job."""
         waiting: Counter[str] = Counter()
-        for tenant, batch in self._batches.unindexed():
+        for tenant, batch, _ in self._batches.unindexed():
             record = self._batches.record(tenant, batch)
             if record is not None and record.shards:
                 waiting[record.model] += record.jobs * (record.shards - record.next_shard) // record.shards

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from itertools import groupby
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby, islice
 
 from farm import keys, metrics
 from farm.dispatcher.acceptance import Acceptance
@@ -14,6 +15,9 @@ from farm.schemas import BatchSummary
 from farm.shards import Shelf
 
 log = logging.getLogger(__name__)
+
+_READERS = 16  # batches looked at at once: a long history is mostly single jobs that ended long ago
+_PART = 1000
 
 
 class Reconciler:
@@ -27,21 +31,39 @@ class Reconciler:
         return self._batches.epoch() is None
 
     def whole(self) -> int:
-        """Open every batch that is not over; how many were opened. Ends with the index known to be whole."""
-        opened = 0
-        for tenant, batch, retries in self._accepted():
-            try:
-                if not self._over(tenant, batch, retries) and self._batches.record(tenant, batch) is None:
-                    opened += self._acceptance.open(tenant, batch)
-            except Transient:
-                raise
-            except Exception:  # a damaged object is one batch's trouble
-                log.exception("batch %s of %s cannot be opened", batch, tenant)
-        self._batches.begin_epoch()
+        """Open all that is not over; how many jobs. Ends with the index known to be whole, if Redis stayed the same."""
+        walk, opened, accepted = self._batches.begin_walk(), 0, self._accepted()
+        with ThreadPoolExecutor(_READERS) as pool:
+            while part := list(islice(accepted, _PART)):
+                opened += sum(pool.map(lambda one: self._open(*one), part))
+        self._batches.end_walk(walk)
         metrics.reconciled.inc(opened)
         if opened:
-            log.warning("the index was made again from the store: %d batches and single jobs", opened)
+            log.warning("the index was made again from the store: %d jobs", opened)
         return opened
+
+    def collect_states(self) -> int:
+        """Remove the saved states of jobs that have ended; how many."""
+        root, removed = keys.states(self._shelf.root), 0
+        for info in self._shelf.store.list(root):
+            tenant, _, rest = info.uri.removeprefix(root).partition("/")
+            batch, _, name = rest.partition("/")
+            job, _, generation = name.removesuffix(".safetensors").partition(".")
+            if generation.isdigit() and self._acceptance.has_result(tenant, batch, job, int(generation)):
+                self._shelf.store.delete(info.uri)
+                removed += 1
+        return removed
+
+    def _open(self, tenant: str, batch: str, retries: int) -> int:
+        try:
+            if self._batches.record(tenant, batch) is not None or self._over(tenant, batch, retries):
+                return 0
+            return self._acceptance.open(tenant, batch)
+        except Transient:
+            raise
+        except Exception:  # a damaged object is one batch's trouble
+            log.exception("batch %s of %s cannot be opened", batch, tenant)
+            return 0
 
     def _accepted(self) -> Iterator[tuple[str, str, int]]:
         """(tenant, batch, how often jobs of it were retried) of all that was ever accepted."""
@@ -58,14 +80,3 @@ class Reconciler:
         except InputNotFound:
             return False
         return summary.retries >= retries
-
-    def collect_states(self) -> int:
-        """Remove the saved states of jobs that have ended; how many."""
-        root, removed = keys.states(self._shelf.root), 0
-        for info in self._shelf.store.list(root):
-            tenant, batch, name = info.uri.removeprefix(root).split("/")
-            job, generation, _ = name.split(".")
-            if self._acceptance.has_result(tenant, batch, job, int(generation)):
-                self._shelf.store.delete(info.uri)
-                removed += 1
-        return removed

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import count
 from typing import Any, cast
 
 import redis
@@ -16,6 +17,8 @@ from farm.ledger.records import BatchRecord, JobRef
 from farm.schemas import BatchFooter
 from farm.states import JobState
 
+_PAGE = 1000
+
 
 class Batches:
     """Raises QueueUnavailable when Redis does not answer."""
@@ -27,7 +30,7 @@ class Batches:
             for name, text in (
                 ("announce", scripts.ANNOUNCE), ("open", scripts.OPEN_BATCH), ("index", scripts.INDEX_SHARD),
                 ("close", scripts.CLOSE_BATCH), ("pause", scripts.PAUSE), ("cancel", scripts.CANCEL),
-                ("uncount", scripts.UNCOUNT),
+                ("uncount", scripts.UNCOUNT), ("end_walk", scripts.END_WALK),
             )
         }  # fmt: skip
 
@@ -45,25 +48,29 @@ class Batches:
         if not self._run("announce", tenant, batch, look_again_in, quota):
             raise QuotaExceeded(f"Tenant {tenant!r} has {quota:,} jobs queued, as many as it may; try later.")
 
-    def open(self, footer: BatchFooter, *, next_shard: int = 0, canceled: bool = False, look_again_in: float,
-             counts: Mapping[str, int] | None = None) -> bool:  # fmt: skip
+    def open(
+        self, footer: BatchFooter, *, next_shard: int = 0, look_again_in: float, retries: int = 0,
+        counts: Mapping[str, int] | None = None,
+    ) -> bool:  # fmt: skip
         """All of a batch is in the store; its shards from `next_shard` on are indexed as there is room.
 
-        `counts` (state → jobs) says how those jobs ended that need nothing more. False if it is open already.
+        `retries` of it are there, too. `counts` (state → jobs) says how those jobs ended that need nothing more. False
+        if it is open already.
         """
-        state, ended = "canceled" if canceled else "open", dict(counts or {})
+        ended = {state: count for state, count in (counts or {}).items() if count}
         return bool(
             self._run(
-                "open", footer.tenant, footer.batch_id, footer.jobs, footer.shards, next_shard, footer.priority, state,
-                footer.model, look_again_in, sum(ended.values()), *[part for pair in ended.items() for part in pair],
+                "open", footer.tenant, footer.batch_id, footer.jobs, footer.shards, next_shard, footer.priority,
+                footer.model, look_again_in, retries, sum(ended.values()), *[x for pair in ended.items() for x in pair],
             )
         )  # fmt: skip
 
-    def pause(self, batch: str, *, paused: bool) -> bool:
+    def pause(self, tenant: str, batch: str, *, paused: bool) -> bool:
         """Hint nothing more of a batch, or go on; False if the index does not know it."""
-        return bool(self._run("pause", batch, int(paused)))
+        return bool(self._run("pause", tenant, batch, int(paused)))
 
     def cancel(self, batch: str) -> bool:
+        """False if the index does not know it; then whoever opens it finds the mark in the store."""
         return bool(self._run("cancel", batch))
 
     def uncount(self, tenant: str, batch: str, state: JobState, jobs: int) -> bool:
@@ -75,7 +82,7 @@ class Batches:
             row = cast("Mapping[str, str]", self._redis.hgetall(keys.batch_row(batch)))
         if "state" not in row:
             return None
-        numbers = {name: int(row.get(name, 0)) for name in ("jobs", "shards", "next_shard", "live")}
+        numbers = {name: int(row.get(name, 0)) for name in ("jobs", "shards", "next_shard", "live", "retries", "looks")}
         counts = {name[2:]: int(value) for name, value in row.items() if name.startswith("n:") and int(value)}
         return BatchRecord(
             tenant, batch, row["state"], row.get("model", ""), row.get("paused") == "1", counts=counts, **numbers
@@ -83,24 +90,33 @@ class Batches:
 
     # What the dispatcher does
 
-    def unindexed(self) -> list[tuple[str, str]]:
-        """(tenant, batch) with shards that are not indexed, first come first, more urgent ones before."""
-        with mapped():
-            names = cast("list[str]", self._redis.zrange(keys.OPEN, 0, 999))
-        return [cast("tuple[str, str]", tuple(name.split("/", 1))) for name in names]
+    def unindexed(self) -> Iterator[tuple[str, str, str]]:
+        """(tenant, batch, model) with shards that are not indexed: more urgent ones first, then first come first."""
+        for begin in count(0, _PAGE):
+            with mapped():
+                names = cast("list[str]", self._redis.zrange(keys.OPEN, begin, begin + _PAGE - 1))
+            for name in names:
+                tenant, batch, model = name.split("/")
+                yield tenant, batch, model
+            if len(names) < _PAGE:
+                return
 
-    def live(self) -> dict[str, int]:
-        """Tenant → jobs that are indexed, have not ended and are not paused."""
+    def live(self) -> dict[tuple[str, str], int]:
+        """(tenant, model) → jobs that are indexed, have not ended and are not held."""
         with mapped():
             counts = cast("Mapping[str, str]", self._redis.hgetall(keys.LIVE))
-        return {tenant: int(count) for tenant, count in counts.items()}
+        return {cast("tuple[str, str]", tuple(name.split("/"))): int(count) for name, count in counts.items()}
 
     def index_shard(self, tenant: str, batch: str, shard: int, refs: Sequence[JobRef]) -> bool:
         """Make the rows of a shard, and note that it is done; False if somebody else did."""
         return self._run("index", tenant, batch, shard, *[value for ref in refs for value in ref.row()]) >= 0
 
-    def close(self, tenant: str, batch: str) -> None:
-        self._run("close", tenant, batch)
+    def close(self, tenant: str, batch: str, *, retries: int = 0, again: bool = False) -> bool:
+        """Nothing of it is left to do; with `again` it is to be opened once more. False if jobs of it are left.
+
+        `retries`: how many the caller knows of; False if there are others by now.
+        """
+        return bool(self._run("close", tenant, batch, retries, int(again)))
 
     # After Redis lost everything
 
@@ -108,7 +124,13 @@ class Batches:
         with mapped():
             return cast("str | None", self._redis.get(keys.EPOCH))
 
-    def begin_epoch(self) -> None:
-        """The index is whole again."""
+    def begin_walk(self) -> str:
+        """A walk over the store begins; its name."""
+        walk = keys.WALK + secrets.token_hex(8)
         with mapped():
-            self._redis.set(keys.EPOCH, secrets.token_hex(8), nx=True)
+            self._redis.set(walk, 1, ex=7 * 24 * 3600)
+        return walk
+
+    def end_walk(self, walk: str) -> None:
+        """The index is whole again, unless Redis was lost once more meanwhile."""
+        self._run("end_walk", walk)

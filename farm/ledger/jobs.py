@@ -80,7 +80,11 @@ class Ledger:
 
         A job that another owner runs is forgotten too, and that owner's next beat refused.
         """
-        flat = [part for ref, state, seconds in ended for part in (ref.job_id, state.value, round(seconds, 6), owner)]
+        flat = [
+            part
+            for ref, state, seconds in ended
+            for part in (ref.job_id, ref.generation, state.value, round(seconds, 6), owner)
+        ]
         if flat:
             self._run("finish", *flat)
 

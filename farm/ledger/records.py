@@ -77,4 +77,6 @@ class BatchRecord:
     shards: int = 0
     next_shard: int = 0  # the first that is not indexed
     live: int = 0
+    retries: int = 0  # how often jobs of it were given another generation
+    looks: int = 0  # how often somebody looked, since it was announced or opened
     counts: dict[str, int] = field(default_factory=dict)

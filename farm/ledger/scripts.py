@@ -19,7 +19,8 @@ local t = redis.call('TIME') local now = t[1] + t[2] / 1000000
 local FIELDS = {{ {_LUA_FIELDS} }}
 local ROW, BATCH, DUE = '{keys.job_row("")}', '{keys.batch_row("")}', '{keys.DUE}'
 local READY, TENANTS, HINTED = '{keys.READY}', '{keys.TENANTS}', '{keys.HINTED}'
-local OPEN, WEIGHTS, SEQUENCE = '{keys.OPEN}', '{keys.WEIGHTS}', '{keys.SEQUENCE}'
+local OPEN, WEIGHTS = '{keys.OPEN}', '{keys.WEIGHTS}'
+local SEQUENCE, EPOCH = '{keys.SEQUENCE}', '{keys.EPOCH}'
 local FINISHED, PACE, RUNNING = '{keys.FINISHED}', '{keys.PACE}', '{keys.RUNNING}'
 local LIVE, QUEUED, HELD, WAKE = '{keys.LIVE}', '{keys.QUEUED}', '{keys.HELD}', '{keys.WAKE}'
 """
@@ -33,13 +34,13 @@ local function make(at, state)
   local row = {ROW .. ARGV[at], 'state', state, 'attempt', 0, 'crashes', 0, 'queued_at', now}
   for i, name in ipairs(FIELDS) do row[#row + 1] = name row[#row + 1] = ARGV[at + i] end
   redis.call('HSET', unpack(row))
-  redis.call('HINCRBY', LIVE, ARGV[at + 1], 1)
+  redis.call('HINCRBY', LIVE, ARGV[at + 1] .. '/' .. ARGV[at + 3], 1)
   if tonumber(ARGV[at + 4]) >= 0 then redis.call('HINCRBY', BATCH .. ARGV[at + 2], 'live', 1) end
 end
 
--- A count of a tenant's, which a lost Redis may have left too low.
-local function lower(counts, tenant)
-  if redis.call('HINCRBY', counts, tenant, -1) <= 0 then redis.call('HDEL', counts, tenant) end
+-- A count, which a lost Redis may have left too low.
+local function lower(counts, name, by)
+  if redis.call('HINCRBY', counts, name, -(by or 1)) <= 0 then redis.call('HDEL', counts, name) end
 end
 
 -- Put a queued job where the dispatcher takes it: at the end of those of its priority.
@@ -60,6 +61,61 @@ local function requeue(id)
   redis.call('ZREM', DUE, id)
   make_ready(id, row[1], row[2], row[3])
 end
+
+-- Forget a job that ended as `outcome`. A row that was made from a hint is not counted: its job may have ended, and
+-- been counted, before. A job in other hands than `owner`'s leaves a mark, so that their next beat is refused.
+local function forget(id, outcome, owner)
+  local row = redis.call('HMGET', ROW .. id, 'tenant', 'batch_id', 'model', 'shard', 'remade', 'state', 'owner')
+  local tenant, name, model = row[1], row[2], row[3]
+  if row[6] == 'running' and row[7] ~= owner then
+    redis.call('HSET', ROW .. id, 'state', 'ended', 'owner', '')
+    redis.call('EXPIRE', ROW .. id, 600)
+  else
+    redis.call('DEL', ROW .. id)
+  end
+  if not tenant or row[6] == 'ended' then return nil end
+  redis.call('ZREM', DUE, id)
+  redis.call('ZREM', HINTED .. model, id)
+  redis.call('ZREM', READY .. model .. ':' .. tenant, id)
+  redis.call('SREM', RUNNING .. model, id)
+  if not row[5] then lower(QUEUED, tenant) end
+  if redis.call('ZREM', HELD .. name, id) == 0 then lower(LIVE, tenant .. '/' .. model) end
+  if tonumber(row[4]) >= 0 then
+    local batch = BATCH .. name
+    local live = redis.call('HINCRBY', batch, 'live', -1)
+    local known = redis.call('HMGET', batch, 'state', 'shards', 'next_shard')
+    if not known[1] then
+      if live <= 0 then redis.call('DEL', batch) end
+    else
+      if not row[5] then redis.call('HINCRBY', batch, 'n:' .. outcome, 1) end
+      if known[2] and tonumber(known[3]) < tonumber(known[2]) then wake()
+      elseif known[2] and live <= 0 then
+        redis.call('ZADD', DUE, now, 'batch:' .. tenant .. '/' .. name)
+        wake()
+      end
+    end
+  end
+  return model
+end
+
+-- A row for a job that is to run, from ARGV[at…], unless it has one → whether it is new. An earlier generation's row
+-- stands for a job that has failed and whose worker has not said so yet.
+local function bring_in(at)
+  local id = ARGV[at]
+  local row = redis.call('HMGET', ROW .. id, 'state', 'generation')
+  if row[1] == 'ended' then
+    redis.call('DEL', ROW .. id)
+  elseif row[1] and tonumber(row[2]) < tonumber(ARGV[at + 7]) then
+    forget(id, 'failed', '')
+    redis.call('DEL', ROW .. id)
+  elseif row[1] then
+    redis.call('HDEL', ROW .. id, 'remade')
+    return false
+  end
+  make(at, 'queued')
+  make_ready(id, ARGV[at + 1], ARGV[at + 3], ARGV[at + 8])
+  return true
+end
 """
 )
 
@@ -68,9 +124,7 @@ end
 ENQUEUE: Final = """
 local width, new = #FIELDS + 1, 0
 for at = 2, #ARGV, width do
-  if redis.call('EXISTS', ROW .. ARGV[at]) == 0 then
-    make(at, 'queued')
-    make_ready(ARGV[at], ARGV[at + 1], ARGV[at + 3], ARGV[at + width - 1])
+  if bring_in(at) then
     if ARGV[1] == '1' then redis.call('HINCRBY', QUEUED, ARGV[at + 1], 1) end
     new = new + 1
   end
@@ -85,18 +139,20 @@ return new
 
 # ARGV: owner, lease, (job_id, FIELDS…)* → (outcome, attempt, crashes, waited, saved)*
 # A row that is missing (Redis lost it, or the job has ended) is made from the hint; whoever claims it looks for a
-# result first.
+# result first. A hint of another generation than the row's comes too late.
 CLAIM: Final = """
 local width, answer = #FIELDS + 1, {}
 for at = 3, #ARGV, width do
   local id, model = ARGV[at], ARGV[at + 3]
   local key = ROW .. id
-  local row = redis.call('HMGET', key, 'state', 'crashes', 'queued_at', 'saved')
+  local row = redis.call('HMGET', key, 'state', 'crashes', 'queued_at', 'saved', 'generation')
   local outcome, crashes = 'claimed', tonumber(row[2] or 0)
   if not row[1] then
     make(at, 'queued')
     redis.call('HSET', key, 'remade', 1)
     row[3] = now
+  elseif row[5] ~= ARGV[at + 7] then
+    outcome = 'busy'
   elseif row[1] == 'running' then
     local expiry = redis.call('ZSCORE', DUE, id)
     if expiry and tonumber(expiry) > now then outcome = 'busy' else
@@ -109,7 +165,11 @@ for at = 3, #ARGV, width do
   if outcome ~= 'busy' then
     if redis.call('HGET', BATCH .. ARGV[at + 2], 'state') == 'canceled' then outcome = 'canceled' end
     redis.call('HSET', key, 'state', 'running', 'owner', ARGV[1])
+    redis.call('HDEL', key, 'looks')
     redis.call('ZADD', DUE, now + ARGV[2], id)
+    if redis.call('ZREM', HELD .. ARGV[at + 2], id) == 1 then
+      redis.call('HINCRBY', LIVE, ARGV[at + 1] .. '/' .. model, 1)
+    end
     redis.call('ZREM', HINTED .. model, id)
     redis.call('ZREM', READY .. model .. ':' .. ARGV[at + 1], id)
     redis.call('SADD', RUNNING .. model, id)
@@ -172,43 +232,15 @@ wake()
 return 1
 """
 
-# ARGV: (job_id, state, seconds, owner)*: forget jobs whose results are written. A row that was made from a hint is not
-# counted: its job may have ended, and been counted, before. A job in other hands leaves a mark, so that their next beat
-# is refused.
+# ARGV: (job_id, generation, state, seconds, owner)*: forget jobs whose results are written.
 FINISH: Final = """
-for at = 1, #ARGV, 4 do
-  local id = ARGV[at]
-  local row = redis.call('HMGET', ROW .. id, 'tenant', 'batch_id', 'model', 'shard', 'remade', 'state', 'owner')
-  local tenant, name, model = row[1], row[2], row[3]
-  if row[6] == 'running' and row[7] ~= ARGV[at + 3] then
-    redis.call('HSET', ROW .. id, 'state', 'ended', 'owner', '')
-    redis.call('EXPIRE', ROW .. id, 600)
-  else
-    redis.call('DEL', ROW .. id)
-  end
-  if tenant and row[6] ~= 'ended' then
-    redis.call('ZREM', DUE, id)
-    redis.call('ZREM', HINTED .. model, id)
-    redis.call('ZREM', READY .. model .. ':' .. tenant, id)
-    redis.call('SREM', RUNNING .. model, id)
-    redis.call('INCR', FINISHED .. model)
-    redis.call('INCRBYFLOAT', PACE .. model, ARGV[at + 2])
-    if not row[5] then lower(QUEUED, tenant) end
-    if redis.call('ZREM', HELD .. name, id) == 0 then lower(LIVE, tenant) end
-    if tonumber(row[4]) >= 0 then
-      local batch = BATCH .. name
-      local live = redis.call('HINCRBY', batch, 'live', -1)
-      local known = redis.call('HMGET', batch, 'state', 'shards', 'next_shard')
-      if not known[1] then
-        if live <= 0 then redis.call('DEL', batch) end
-      else
-        if not row[5] then redis.call('HINCRBY', batch, 'n:' .. ARGV[at + 1], 1) end
-        if known[2] and tonumber(known[3]) < tonumber(known[2]) then wake()
-        elseif known[2] and live <= 0 then
-          redis.call('ZADD', DUE, now, 'batch:' .. tenant .. '/' .. name)
-          wake()
-        end
-      end
+for at = 1, #ARGV, 5 do
+  local generation = redis.call('HGET', ROW .. ARGV[at], 'generation')
+  if generation == ARGV[at + 1] then
+    local model = forget(ARGV[at], ARGV[at + 2], ARGV[at + 4])
+    if model then
+      redis.call('INCR', FINISHED .. model)
+      redis.call('INCRBYFLOAT', PACE .. model, ARGV[at + 3])
     end
   end
 end
@@ -221,7 +253,9 @@ TAKE_DUE: Final = """
 local batches, jobs = {}, 0
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', DUE, '-inf', now, 'LIMIT', 0, ARGV[1])) do
   if string.sub(id, 1, 6) == 'batch:' then
-    redis.call('ZADD', DUE, now + ARGV[2], id)
+    local batch = BATCH .. string.gsub(id, '.*/', '')
+    local looks = redis.call('EXISTS', batch) == 1 and redis.call('HINCRBY', batch, 'looks', 1) or 1
+    redis.call('ZADD', DUE, now + ARGV[2] * 2 ^ math.min(looks - 1, 6), id)
     batches[#batches + 1] = string.sub(id, 7)
   else
     local state = redis.call('HGET', ROW .. id, 'state')
@@ -231,7 +265,7 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', DUE, '-inf', now, 'LIMIT', 0, AR
   end
 end
 local next = redis.call('ZRANGE', DUE, 0, 0, 'WITHSCORES')
-return {batches, tostring(next[2] and next[2] - now or -1), jobs}
+return {batches, tostring(next[2] and math.max(0, next[2] - now) or -1), jobs}
 """
 
 # ARGV: model, window, limit, quantum, look_again → (job_id, FIELDS…)*: ready jobs in their order: the tenant that has
@@ -254,11 +288,11 @@ while room > 0 do
       if row[1] == 'queued' then
         if redis.call('HGET', BATCH .. row[3], 'paused') == '1' then
           redis.call('ZADD', HELD .. row[3], popped[i + 1], id)
-          lower(LIVE, tenant)
+          lower(LIVE, tenant .. '/' .. model)
         else
           local looks = redis.call('HINCRBY', ROW .. id, 'looks', 1)
           redis.call('ZADD', HINTED .. model, now, id)
-          redis.call('ZADD', DUE, now + ARGV[5] * 2 ^ math.min(looks - 1, 10), id)
+          redis.call('ZADD', DUE, now + ARGV[5] * 2 ^ math.min(looks - 1, 4), id)
           row[1] = id
           taken[#taken + 1] = row
           given = given + 1
@@ -279,15 +313,11 @@ local batch = BATCH .. ARGV[2]
 if tonumber(redis.call('HGET', batch, 'next_shard') or 0) ~= tonumber(ARGV[3]) then return -1 end
 local width, new = #FIELDS + 1, 0
 for at = 4, #ARGV, width do
-  if redis.call('EXISTS', ROW .. ARGV[at]) == 0 then
-    make(at, 'queued')
-    make_ready(ARGV[at], ARGV[at + 1], ARGV[at + 3], ARGV[at + width - 1])
-    new = new + 1
-  end
+  if bring_in(at) then new = new + 1 end
 end
-local known = redis.call('HMGET', batch, 'shards', 'live')
+local known = redis.call('HMGET', batch, 'shards', 'live', 'model')
 if redis.call('HINCRBY', batch, 'next_shard', 1) >= tonumber(known[1] or 0) then
-  redis.call('ZREM', OPEN, ARGV[1] .. '/' .. ARGV[2])
+  redis.call('ZREM', OPEN, ARGV[1] .. '/' .. ARGV[2] .. '/' .. known[3])
   if tonumber(known[2] or 0) <= 0 then redis.call('ZADD', DUE, now, 'batch:' .. ARGV[1] .. '/' .. ARGV[2]) end
 end
 return new
@@ -298,32 +328,47 @@ return new
 ANNOUNCE: Final = """
 if tonumber(ARGV[4]) > 0 and tonumber(redis.call('HGET', QUEUED, ARGV[1]) or 0) >= tonumber(ARGV[4]) then return 0 end
 redis.call('HSETNX', BATCH .. ARGV[2], 'state', 'accepting')
+redis.call('HDEL', BATCH .. ARGV[2], 'looks')
 redis.call('ZADD', DUE, now + ARGV[3], 'batch:' .. ARGV[1] .. '/' .. ARGV[2])
 return 1
 """
 
-# ARGV: tenant, batch_id, jobs, shards, next_shard, priority, state, model, look_again, ended, (state, count)*: all of
+# ARGV: tenant, batch_id, jobs, shards, next_shard, priority, model, look_again, retries, ended, (state, count)*: all of
 # it is in the store; `ended` of its jobs need nothing more, and these are the counts of how.
 OPEN_BATCH: Final = """
 local batch, name = BATCH .. ARGV[2], ARGV[1] .. '/' .. ARGV[2]
 if redis.call('HEXISTS', batch, 'shards') == 1 then return 0 end
-redis.call('HSET', batch, 'jobs', ARGV[3], 'shards', ARGV[4], 'next_shard', ARGV[5], 'state', ARGV[7], 'model', ARGV[8])
+local place = (100 - ARGV[6]) * 1e12 + redis.call('INCR', SEQUENCE)
+redis.call('HSET', batch, 'jobs', ARGV[3], 'shards', ARGV[4], 'next_shard', ARGV[5], 'state', 'open', 'model', ARGV[7],
+  'retries', ARGV[9], 'place', place)
 redis.call('HSETNX', batch, 'live', 0)
+redis.call('HDEL', batch, 'looks')
 redis.call('HINCRBY', QUEUED, ARGV[1], ARGV[3] - ARGV[10])
 for at = 11, #ARGV, 2 do redis.call('HSET', batch, 'n:' .. ARGV[at], ARGV[at + 1]) end
-if tonumber(ARGV[5]) < tonumber(ARGV[4]) then
-  redis.call('ZADD', OPEN, (100 - ARGV[6]) * 1e10 + now, name)
-end
-redis.call('ZADD', DUE, ARGV[4] == '0' and now or now + ARGV[9], 'batch:' .. name)
+if tonumber(ARGV[5]) < tonumber(ARGV[4]) then redis.call('ZADD', OPEN, place, name .. '/' .. ARGV[7]) end
+redis.call('ZADD', DUE, ARGV[4] == '0' and now or now + ARGV[8], 'batch:' .. name)
 wake()
 return 1
 """
 
-# ARGV: tenant, batch_id: nothing of it is left to do
+# ARGV: tenant, batch_id, retries, again → 0 if jobs of it are left, or were retried meanwhile. Nothing of it is left to
+# do; or, with `again`, it is to be opened once more.
 CLOSE_BATCH: Final = """
-redis.call('DEL', BATCH .. ARGV[2], HELD .. ARGV[2])
-redis.call('ZREM', DUE, 'batch:' .. ARGV[1] .. '/' .. ARGV[2])
-redis.call('ZREM', OPEN, ARGV[1] .. '/' .. ARGV[2])
+local batch, name = BATCH .. ARGV[2], ARGV[1] .. '/' .. ARGV[2]
+local known = redis.call('HMGET', batch, 'live', 'retries', 'jobs', 'model')
+if tonumber(known[1] or 0) > 0 or (known[2] and known[2] ~= ARGV[3]) then return 0 end
+local left, row = tonumber(known[3] or 0), redis.call('HGETALL', batch)
+for at = 1, #row, 2 do
+  if string.sub(row[at], 1, 2) == 'n:' then left = left - row[at + 1] end
+end
+if left > 0 then lower(QUEUED, ARGV[1], left) end
+redis.call('DEL', batch, HELD .. ARGV[2])
+redis.call('ZREM', DUE, 'batch:' .. name)
+if known[4] then redis.call('ZREM', OPEN, name .. '/' .. known[4]) end
+if ARGV[4] == '1' then
+  redis.call('HSET', batch, 'state', 'accepting')
+  redis.call('ZADD', DUE, now, 'batch:' .. name)
+end
 return 1
 """
 
@@ -332,24 +377,29 @@ UNCOUNT: Final = """
 local batch = BATCH .. ARGV[2]
 if redis.call('HEXISTS', batch, 'shards') == 0 then return 0 end
 redis.call('HINCRBY', batch, 'n:' .. ARGV[3], -ARGV[4])
+redis.call('HINCRBY', batch, 'retries', 1)
 redis.call('HINCRBY', QUEUED, ARGV[1], ARGV[4])
 return 1
 """
 
-# ARGV: batch_id, pause → 0 where the batch is not known. What is held comes back when it goes on.
+# ARGV: tenant, batch_id, pause → 0 where the batch is not known. What is held comes back when it goes on.
 PAUSE: Final = """
-local batch = BATCH .. ARGV[1]
-if redis.call('HEXISTS', batch, 'state') == 0 then return 0 end
-redis.call('HSET', batch, 'paused', ARGV[2])
-if ARGV[2] == '0' then
-  for _, id in ipairs(redis.call('ZRANGE', HELD .. ARGV[1], 0, -1)) do
+local batch, name = BATCH .. ARGV[2], ARGV[1] .. '/' .. ARGV[2]
+if redis.call('HEXISTS', batch, 'shards') == 0 then return 0 end
+redis.call('HSET', batch, 'paused', ARGV[3])
+local known = redis.call('HMGET', batch, 'shards', 'next_shard', 'place', 'model')
+if ARGV[3] == '1' then
+  redis.call('ZREM', OPEN, name .. '/' .. known[4])
+else
+  if tonumber(known[2]) < tonumber(known[1]) then redis.call('ZADD', OPEN, known[3], name .. '/' .. known[4]) end
+  for _, id in ipairs(redis.call('ZRANGE', HELD .. ARGV[2], 0, -1)) do
     local row = redis.call('HMGET', ROW .. id, 'state', 'tenant', 'model', 'priority')
     if row[1] == 'queued' then
       make_ready(id, row[2], row[3], row[4])
-      redis.call('HINCRBY', LIVE, row[2], 1)
+      redis.call('HINCRBY', LIVE, row[2] .. '/' .. row[3], 1)
     end
   end
-  redis.call('DEL', HELD .. ARGV[1])
+  redis.call('DEL', HELD .. ARGV[2])
   wake()
 end
 return 1
@@ -358,7 +408,13 @@ return 1
 # ARGV: batch_id: every claim and every beat of it answers "canceled" from now on
 CANCEL: Final = """
 local batch = BATCH .. ARGV[1]
-if redis.call('HEXISTS', batch, 'state') == 0 then return 0 end
+if redis.call('HEXISTS', batch, 'shards') == 0 then return 0 end
 redis.call('HSET', batch, 'state', 'canceled')
+return 1
+"""
+
+# ARGV: walk: it is over; the index is whole if Redis is still the one that it began with
+END_WALK: Final = """
+if redis.call('DEL', ARGV[1]) == 1 then redis.call('SETNX', EPOCH, ARGV[1]) end
 return 1
 """

@@ -292,7 +292,7 @@ def test_a_single_job_that_arrives_needs_no_look(batches, ledger, window, client
 def test_a_shard_is_indexed_once(batches, ledger):
     opened(batches)
     assert not batches.index_shard("default", "batch", 1, SHARDS[1])
-    assert batches.unindexed() == []
+    assert list(batches.unindexed()) == []
     record = batches.record("default", "batch")
     assert (record.next_shard, record.live, record.jobs) == (2, 4, 4)
 
@@ -322,22 +322,22 @@ def test_a_late_hint_of_an_ended_job_is_not_counted_twice(batches, ledger):
 
 def test_a_paused_batch_is_not_hinted_until_it_goes_on(batches, ledger, window):
     opened(batches)
-    batches.pause("batch", paused=True)
+    batches.pause("default", "batch", paused=True)
     ledger.enqueue([ref("other", batch="single")])
     assert take(window) == ["other"]
-    assert batches.live() == {"default": 1}
-    batches.pause("batch", paused=False)
+    assert batches.live() == {("default", MODEL): 1}
+    batches.pause("default", "batch", paused=False)
     assert set(take(window)) == {"0-0", "0-1", "1-0", "1-1"}
-    assert batches.live() == {"default": 5}
+    assert batches.live() == {("default", MODEL): 5}
 
 
 def test_a_held_job_that_ends_is_not_taken_from_the_live_ones_again(batches, ledger, window):
     opened(batches)
     ledger.enqueue([ref("other", batch="single")])
-    batches.pause("batch", paused=True)
+    batches.pause("default", "batch", paused=True)
     take(window)
     ledger.finish([(SHARDS[0][0], JobState.CANCELED, 0)])
-    assert batches.live() == {"default": 1}
+    assert batches.live() == {("default", MODEL): 1}
 
 
 def test_of_a_canceled_batch_every_claim_and_beat_says_so(batches, ledger):

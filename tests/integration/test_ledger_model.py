@@ -116,7 +116,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(paused=st.booleans())
     def pause(self, paused):
-        assert self.batches.pause("batch", paused=paused)
+        assert self.batches.pause("tenant-0", "batch", paused=paused)
         self.paused = paused
         for job in self.jobs.values():
             if not paused and job.where == "held":

@@ -166,7 +166,9 @@ def test_no_role_has_a_command_that_the_code_does_not_use(role: str) -> None:
     (line,) = (
         line for line in (POLICIES / "redis-users.acl").read_text().splitlines() if line.startswith(f"user {role} ")
     )
-    assert set(re.findall(r"\+(\S+)", line)) == used
+    assert set(re.findall(r"\+(\S+)", line)) == used, (
+        f"it should end: -@all {' '.join(f'+{name}' for name in sorted(used))}"
+    )
 
 
 def test_every_script_is_some_roles() -> None:
