@@ -56,6 +56,7 @@ FAULTS: Final = {
             (
                 f"{_WORKERS}test_sigterm_a_job_that_does_not_fit_is_saved_and_goes_on_elsewhere_uncharged",
                 "engine/test_renderer_preemption.py::test_a_job_of_30_steps_resumes_at_its_step_to_the_same_bits",
+                "integration/test_farm.py::test_a_preempted_job_goes_on_at_its_step_to_the_same_bits",
             ),
         ),
         Fault("SIGKILL during the drain", "as kill -9", (f"{_WORKERS}test_kill_9_during_the_drain_is_as_kill_9",)),
