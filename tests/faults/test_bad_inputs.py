@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from farm import keys
 from farm.config import load_settings
 from farm.errors import FarmError
 from farm.logs import JsonFormatter
-from farm.queue import Hints, make_app
-from farm.schemas import InpaintJob
+from farm.queue import Hints, make_app, read_hint
+from farm.schemas import BatchFooter, InpaintJob
 from farm.states import JobState
 from farm.storage import ObjectInfo, S3Settings, StoredObject
 from farm.storage.local import LocalStore
@@ -177,6 +178,44 @@ def test_an_act(act: Act, painter_bench: Bench) -> None:
         act.do(painter_bench)
     assert caught.value.code == act.code and len(caught.value.message) > 20
     good(painter_bench)
+
+
+# A shard that our client did not write
+
+
+LINES = (
+    b"rubbish",
+    b"[1]",
+    b"{}",
+    b"[" * 30_000,
+    b'{"custom_id":{"a":1}}',
+    b'{"custom_id":"a","model":"a:b/../\\n"}',
+    b'{"custom_id":"b","model":7}',
+    b'{"custom_id":"c","priority":"high"}',
+    b'{"custom_id":"d","priority":1e308}',
+    b'{"custom_id":"e",\r"image":7}',
+    b'{"custom_id":"f"}',
+)
+
+
+def test_lines_of_rubbish_in_a_shard_are_refused_one_by_one_and_hold_up_nobody(painter_bench: Bench) -> None:
+    bench, batch = painter_bench, uuid.uuid4().hex
+    data = b"".join(line + b"\n" for line in (*LINES, spec(bench.fields(custom_id="good"))))
+    told = {"tenant": TENANT, "batch_id": batch, "model": bench.settings.model}
+    footer = BatchFooter(**told, jobs=len(LINES) + 1, shards=1, priority=50)
+    for uri, body in (
+        (keys.spec_shard(bench.settings.store, TENANT, batch, 0), data),
+        (keys.batch_footer(bench.settings.store, TENANT, batch), footer.to_json()),
+    ):
+        bench.store.put(uri, body, content_type="x/y", create_only=True)
+    (refs,) = bench.client.batch(batch, tenant=TENANT)._refs()
+    jobs = [[ref.job_id, ref.shard, ref.offset, ref.length, ref.generation, ref.priority] for ref in refs]
+    assert read_hint({**told, "jobs": jobs}) == refs  # so the dispatcher can index and hint them all
+    assert len({ref.job_id for ref in refs}) == len(LINES) + 1
+    bench.run(refs)
+    *bad, last = [bench.result(ref) for ref in refs]
+    assert all(result.error is not None and not result.outputs for result in bad)
+    assert last.status is JobState.SUCCEEDED
 
 
 # Messages

@@ -90,8 +90,8 @@ def test_each_role_can_do_its_work(guarded: Guarded) -> None:
 
     def dispatch() -> list[JobRef]:
         window, batches = Window(dispatcher), Batches(dispatcher)
-        batches.begin_epoch()
-        assert batches.epoch() and batches.unindexed() == [("t", "b")] and batches.live()
+        batches.end_walk(batches.begin_walk())
+        assert batches.epoch() and list(batches.unindexed()) == [("t", "b", "m")] and batches.live()
         assert batches.index_shard("t", "b", 0, some)
         window.set_weights({"t": 2.0})
         assert window.lead("me", seconds=5) and window.lead("me", seconds=5)
@@ -116,7 +116,7 @@ def test_each_role_can_do_its_work(guarded: Guarded) -> None:
 
     def end() -> None:
         batches = Batches(sdk)
-        assert batches.pause("b", paused=True) and batches.pause("b", paused=False) and batches.cancel("b")
+        assert batches.pause("t", "b", paused=True) and batches.pause("t", "b", paused=False) and batches.cancel("b")
         Ledger(sdk).finish([(one[0], JobState.CANCELED, 0.0)])
         Batches(dispatcher).close("t", "b")
 
@@ -141,7 +141,7 @@ def commands_of(text: str) -> set[str]:
 SCRIPTS = {
     "sdk": ("ENQUEUE", "ANNOUNCE", "OPEN_BATCH", "PAUSE", "CANCEL", "UNCOUNT", "FINISH"),
     "worker": ("CLAIM", "BEAT", "RELEASE", "GIVE_BACK", "FINISH"),
-    "dispatcher": ("ENQUEUE", "TAKE_DUE", "TAKE_READY", "INDEX_SHARD", "OPEN_BATCH", "CLOSE_BATCH"),
+    "dispatcher": ("ENQUEUE", "TAKE_DUE", "TAKE_READY", "INDEX_SHARD", "OPEN_BATCH", "CLOSE_BATCH", "END_WALK"),
 }
 CLIENT = {"ping", "eval", "evalsha", "script|load"}  # redis-py and its scripts
 DIRECT = {  # what Ledger, Batches, Window and Client ask without a script
