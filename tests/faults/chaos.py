@@ -189,7 +189,7 @@ def come_to_rest(fleet: Fleet, expected: int, seconds: float) -> float:
 @click.option("--seconds", type=float, default=600, show_default=True, help="How long faults are made.")
 @click.option("--seed", type=int, default=None, help="The plan's seed; none: the time.")
 @click.option("--every", type=float, default=2.0, show_default=True, help="Seconds between two faults, about.")
-@click.option("--rate", type=float, default=10.0, show_default=True, help="Jobs a second of each of two tenants.")
+@click.option("--rate", type=float, default=4.0, show_default=True, help="Jobs a second of each of two tenants.")
 def main(seconds: float, seed: int | None, every: float, rate: float) -> None:
     """Run the farm over a real Redis and a real S3 server under seeded faults, and print what came of it."""
     logging.basicConfig(level="INFO", format="%(asctime)s %(message)s", force=True)
@@ -199,10 +199,11 @@ def main(seconds: float, seed: int | None, every: float, rate: float) -> None:
     (folder / "s3").mkdir()
     seed = int(time.time()) if seed is None else seed
     print(f"seed {seed}, logs in {folder}", flush=True)
+    drain = max(120.0, seconds)  # what a fleet under faults left undone may take as long again
     try:
         s3 = shared_radosgw(folder / "s3", os.getpid())
         s3.client.create_bucket(Bucket="chaos")
-        report = run(folder / "run", s3, "chaos", seed=seed, seconds=seconds, every=every, rate=rate, drain=120)
+        report = run(folder / "run", s3, "chaos", seed=seed, seconds=seconds, every=every, rate=rate, drain=drain)
     finally:
         stop_shared(folder / "s3")
     print(report.table())
