@@ -6,13 +6,14 @@ import os
 import re
 import socket
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from farm.errors import Misconfigured
+from farm.names import check_redis_url
 from farm.storage import ObjectStore, S3Settings, open_store
 
 
@@ -90,6 +91,11 @@ class Settings(BaseSettings):
     def buckets(self) -> tuple[tuple[int, int], ...]:
         """`size_buckets` as (width, height)."""
         return tuple((int(w), int(h)) for w, h in (size.split("x") for size in self.size_buckets))
+
+    @model_validator(mode="after")
+    def _redis_out_of_sight(self) -> Self:
+        check_redis_url(self.redis_url, allow_plain=self.allow_plain_redis)
+        return self
 
     @field_validator("size_buckets")
     @classmethod

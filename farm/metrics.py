@@ -54,6 +54,10 @@ gpu_faults = Counter(
     registry=REGISTRY,
 )
 
+dropped_messages = Counter(
+    "farm_dropped_messages_total", "Messages in the queue that were no hints.", registry=REGISTRY
+)
+
 # The dispatcher's. Of several dispatchers only the one that leads fills the queue's gauges.
 
 queue_jobs = Gauge(

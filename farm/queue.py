@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from celery import Celery
+from kombu import compression
 from kombu.exceptions import OperationalError
 
 from farm import keys
@@ -42,6 +43,15 @@ def make_app(settings: Settings) -> Celery:
         },
     )
     return app
+
+
+def _refuse_compressed(body: bytes) -> bytes:
+    raise ValueError("compressed messages are not taken")
+
+
+# 600 kB of a compressed message inflate to gigabytes, before anybody looks at it.
+for _kind in compression.encoders():  # type: ignore[no-untyped-call]  # kombu has no types
+    compression.register(None, _refuse_compressed, _kind)  # type: ignore[no-untyped-call]
 
 
 MAX_HINT = 256  # jobs that one message may stand for

@@ -137,7 +137,10 @@ class Shelf:
                 data = self.store.get(keys.retry(self.root, tenant, batch, number), max_bytes=2**31).data
             except InputNotFound:
                 return
-            yield [JobRef(**json.loads(line)) for line in data.splitlines()]
+            refs = [JobRef(**json.loads(line)) for line in data.splitlines()]
+            if any((ref.tenant, ref.batch_id) != (tenant, batch) for ref in refs):
+                raise SpecDamaged(f"Retry {number} of batch {batch} of {tenant} names jobs of another batch.")
+            yield refs
             number += 1
 
     def lines(self, refs: list[JobRef]) -> list[bytes]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from celery import Celery, signals
+from celery.worker.consumer import Consumer
 
 from farm import metrics
 from farm.config import Settings
@@ -85,6 +87,42 @@ def _watch_broker(ledger: Ledger, stop: threading.Event, consumer: _Consumer) ->
             away = False
 
 
+class HintConsumer(Consumer):
+    """Celery's consumer, but a message that is no hint is dropped, counted, and nothing more.
+
+    By itself Celery dies of a body that is no call and puts it back for the next worker to die of; and a call that
+    brings others with it (a chain, a callback) is never acknowledged when those cannot be made.
+    """
+
+    def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], None]:
+        handle = super().create_task_handler(*args, **kwargs)
+
+        def guarded(message: Any) -> None:
+            try:
+                _, _, embedded = message.payload
+                if any(embedded.values()):
+                    raise ValueError("it brings other calls with it")
+                handle(message)
+            except Exception as error:  # noqa: BLE001 - whatever it is, it must not end the worker
+                log.warning("dropped a message that is no hint (%s)", type(error).__name__)
+                metrics.dropped_messages.inc()
+                message.reject_log_error(log, self.connection_errors)
+
+        return guarded
+
+    def on_unknown_message(self, *args: Any) -> None:
+        metrics.dropped_messages.inc()
+        super().on_unknown_message(*args)
+
+    def on_unknown_task(self, *args: Any) -> None:
+        metrics.dropped_messages.inc()
+        super().on_unknown_task(*args)
+
+    def on_invalid_task(self, *args: Any) -> None:
+        metrics.dropped_messages.inc()
+        super().on_invalid_task(*args)
+
+
 class _Consumer:
     """Celery's worker, its ready and draining states, and a cure for its silence after a broker that was away."""
 
@@ -99,6 +137,7 @@ class _Consumer:
             hostname=settings.worker_name,
             loglevel=settings.log_level,
             quiet=True,
+            consumer_cls=HintConsumer,
             without_gossip=True,
             without_mingle=True,
             without_heartbeat=True,

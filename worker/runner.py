@@ -20,8 +20,12 @@ from PIL import Image
 from farm import keys
 from farm.config import Settings
 from farm.errors import (
+    CheckpointInvalid,
     DeadlineExceeded,
+    EmbeddingInvalid,
     FarmError,
+    InvalidInput,
+    LoraInvalid,
     ObjectExists,
     OutputExists,
     QueueUnavailable,
@@ -46,6 +50,14 @@ log = logging.getLogger(__name__)
 CLAIM_SECONDS = 0.2  # jobs are claimed together that end in so long
 MOST_CLAIMED = 64
 KEPT_SECONDS = 1.0  # what was claimed together and not begun by then is given back
+
+
+# What a file that cannot be read is told to be.
+_INVALID: dict[type, type[InvalidInput]] = {
+    LoraRef: LoraInvalid,
+    EmbeddingRef: EmbeddingInvalid,
+    IpAdapterRef: CheckpointInvalid,
+}
 
 
 @dataclass(frozen=True)
@@ -209,7 +221,10 @@ class Runner:
             )
             ip_adapter = self._ip_adapter(attempt, job.ip_adapter, lease)
         with attempt.stage("decode"):
-            source = images.decode(image, mask, polarity=job.mask_polarity, max_pixels=self._settings.max_image_pixels)
+            source = images.decode(
+                image, mask, polarity=job.mask_polarity, max_pixels=self._settings.max_image_pixels,
+                image_name=job.image, mask_name=job.mask or "",
+            )  # fmt: skip
             box = images.edit_box(source.mask, job.padding_mask_crop)
             region_size = (box[2] - box[0], box[3] - box[1])
             bucket = (
@@ -279,7 +294,8 @@ class Runner:
         read: Callable[[bytes], Any],
         lease: JobLease,
     ) -> Asset:
-        asset = self._assets.get(ref.path, read, pinned=ref.sha256, progress=lease.moved)
+        invalid = _INVALID[type(ref)]
+        asset = self._assets.get(ref.path, read, pinned=ref.sha256, progress=lease.moved, invalid=invalid)
         attempt.lora_hashes[ref.path] = asset.sha256
         return asset
 
@@ -290,7 +306,7 @@ class Runner:
             return None
         asset = self._asset(attempt, ref, self._renderer.read_ip_adapter, lease)
         picture = self._store.get(ref.image, max_bytes=self._settings.max_image_bytes, progress=lease.moved).data
-        return ref, asset, images.decode_image(picture, max_pixels=self._settings.max_image_pixels)
+        return ref, asset, images.decode_image(picture, max_pixels=self._settings.max_image_pixels, name=ref.image)
 
     def _write(self, attempt: Attempt, job: InpaintJob, index: int, data: bytes, lease: JobLease) -> tuple[str, bytes]:
         """Create an output once. Bytes that an earlier attempt of this very job left there are adopted."""

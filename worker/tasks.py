@@ -8,6 +8,7 @@ from typing import Any
 
 from celery import Celery
 
+from farm import metrics
 from farm.errors import FarmError, WorkerFatal
 from farm.queue import RENDER, read_hint
 from worker.runner import Runner
@@ -23,6 +24,7 @@ def register(app: Celery, runner: Runner) -> None:
         try:
             refs = read_hint(hint)
         except (KeyError, TypeError, ValueError, FarmError) as error:
+            metrics.dropped_messages.inc()
             log.warning("dropped a malformed hint: %s", error)
             return
         try:

@@ -29,9 +29,10 @@ from farm.errors import (
     from_foreign,
 )
 from farm.ledger import Claim, JobRef, Ledger
+from farm.logs import struck
 from farm.schemas import ErrorInfo, Hashes, InpaintJob, JobResult, Output, Receipt
 from farm.states import JobState
-from farm.storage import ObjectStore
+from farm.storage import ObjectStore, shown
 
 log = logging.getLogger(__name__)
 
@@ -80,9 +81,9 @@ class Verdicts:
         known = from_foreign(error)
         if known is None:
             out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+            what = f"{type(error).__name__}: {shown(struck(str(error)))}"
             known = (Resource if out_of_memory else InternalError)(
-                f"The worker failed in a way it does not know ({type(error).__name__}: {str(error)[:200]}); tell its "
-                "maintainers, with the job's id."
+                f"The worker failed in a way it does not know ({what}); tell its maintainers, with the job's id."
             )
             log.exception("unexpected failure", exc_info=error)
         try:

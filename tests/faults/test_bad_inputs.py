@@ -254,6 +254,12 @@ class Post:
             time.sleep(0.02)
         return result.status
 
+    def peak_bytes(self) -> int:
+        """The most memory that the worker has had."""
+        assert self.worker.process is not None
+        status = Path(f"/proc/{self.worker.process.pid}/status").read_text()
+        return 1024 * int(status.split("VmHWM:")[1].split()[0])
+
     def left(self) -> int:
         """Messages that wait or are unacknowledged."""
         queue = f"farm.{self.settings.model}"
@@ -283,6 +289,7 @@ def test_a_message(message: Message, post: Post) -> None:
         time.sleep(0.02)
     assert post.left() == 0, "it was not dropped"
     assert 99 not in post.worker.exits, "it was run"
+    assert post.peak_bytes() < 300_000_000
 
 
 # The table

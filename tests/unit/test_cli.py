@@ -23,9 +23,9 @@ JOB = json.dumps({"image": "file:///x/a.png", "mask": "file:///x/m.png"})
 
 
 def test_without_redis_one_clear_line(tmp_path):
-    done = run(
-        "producer", "submit", "-", stdin=JOB, FARM_REDIS_URL="redis://127.0.0.1:1/0", FARM_STORE=f"file://{tmp_path}"
-    )
+    place = f"file://{tmp_path}"
+    job = JOB.replace("file:///x", place)
+    done = run("producer", "submit", "-", stdin=job, FARM_REDIS_URL="redis://127.0.0.1:1/0", FARM_STORE=place)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "QueueUnavailable" in done.stderr and "FARM_REDIS_URL" in done.stderr

@@ -66,9 +66,20 @@ _ROWS = {
     "an expiry that is none": message(hint(), expires="tomorrow"),
     "time limits that are none": message(hint(), timelimit=["a", "b"]),
     "JSON that is cut short": message(b'[[], {"hint": '),
+    "JSON that is no call": message(b"7"),
+    "JSON that is null": message(b"null"),
+    "a call that brings a callback": message(
+        json.dumps([[], {"hint": _GOOD}, {"callbacks": [{"task": "os.system", "args": ["id"]}]}]).encode()
+    ),
     "JSON 100,000 deep": message(b"[" * 100_000),
     "arguments of another shape": message(call(1, 2, 3, what=4)),
-    "compressed with zlib": message(zlib.compress(hint()), compression="application/x-gzip"),
+    "a chain to another task": message(
+        json.dumps([[], {"hint": _GOOD}, {"chain": [{"task": "os.system", "args": ["id"]}]}]).encode()
+    ),
+    "compressed, 600 kB that inflate to 600 MB": message(
+        zlib.compress(b" " * 600_000_000), compression="application/x-gzip"
+    ),
+    "compressed": message(zlib.compress(hint()), compression="application/x-gzip"),
     "a hint that is a number": message(call(hint=7)),
     "a hint without jobs": message(hint(jobs=[])),
     "a hint of 257 jobs": message(hint(jobs=_GOOD["jobs"] * 257)),

@@ -116,7 +116,8 @@ PICTURES: tuple[Row, ...] = (
     Row("32,769×16 px", _SIZE, image(saved(Image.new("1", (32_769, 16))))),
     Row("a file over the byte cap", "ObjectTooLarge", image(b"\x89PNG\r\n\x1a\n" + b"\0" * 8_000_000)),
     Row("a picture with a ZIP behind it", "", image(lambda bench: _photo(bench) + zipped())),
-    Row("JPEG named .png: the bytes count", "", image(lambda bench: _photo(bench, "JPEG"), "really.png")),
+    Row("JPEG named .png: the bytes count", "", image(lambda bench: _photo(bench, "JPEG"), "really.png"),
+        logged="is JPEG by its bytes"),
     Row("an EXIF block of rubbish", "", image(lambda bench: _photo(bench, exif=b"Exif\0\0rubbish")), warning="EXIF"),
     *(
         Row(f"{kind}, one of the five formats", "", image(lambda bench, kind=kind: _photo(bench, kind)))

@@ -146,6 +146,11 @@ WEIGHTS: tuple[Row, ...] = (
     _model("an embedding of another width", "EmbeddingInvalid",
            embedding(save({"<w>": np.ones((1, 7), np.float32)}), token="<w>")),
     _model("NaN in an embedding", "EmbeddingInvalid", embedding(save({"<w>": np.full((1, 32), np.nan, np.float32)}))),
+    _model("an embedding with 5 MB of metadata", "EmbeddingInvalid",
+           embedding(_file({"__metadata__": {"a": "x" * 5_000_000}, "a": _entry()}))),
+    _model("an IP-Adapter of rubbish", "CheckpointInvalid", lambda bench: {
+        "ip_adapter": {"path": bench.put(b"rubbish" * 99, "no-ip.safetensors"), "image": bench.good["image"]}
+    }),
     _model("an IP-Adapter for a model that cannot have one", "FeatureUnavailable", lambda bench: {
         "ip_adapter": {"path": bench.put(save({"a": np.ones(2)}), "ip.safetensors"), "image": bench.good["image"]}
     }),
