@@ -36,7 +36,9 @@ def make_app(settings: Settings) -> Celery:
         worker_hijack_root_logger=False,
         broker_connection_retry_on_startup=True,
         broker_transport_options={
-            "visibility_timeout": 24 * 3600,  # the lease in the ledger is what re-queues a job
+            # The lease in the ledger is what re-queues a job; this only clears hints that a killed worker left. A job
+            # that takes longer is hinted twice, and the second hint finds it busy.
+            "visibility_timeout": 3600,
             "socket_timeout": 10,
             "socket_connect_timeout": 5,
             "health_check_interval": 10,

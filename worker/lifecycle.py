@@ -23,6 +23,8 @@ from worker.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
+OUTAGE_PINGS = 2  # missed in a row; one may be a connection that was cut
+
 
 def serve(settings: Settings) -> int:
     """Run one worker until it is told to end; the process' exit code.
@@ -42,9 +44,11 @@ def serve(settings: Settings) -> int:
 
     renderer.on_broken = not_ready
     watchdog = Watchdog(
-        busy=lambda: renderer.rendering, progress=renderer.progress, not_ready=not_ready,
+        busy=lambda: renderer.rendering,
+        progress=renderer.progress,
+        not_ready=lambda: not_ready("the device stands still"),
         stall_seconds=settings.stall_seconds,
-    )  # fmt: skip
+    )
     watchdog.start()
     renderer.warm_up()
     runner = Runner(settings, store, Ledger(connect(settings.redis_url)), renderer)
@@ -73,18 +77,18 @@ def consume(settings: Settings, runner: Runner, health: Health) -> int:
 
 def _watch_broker(ledger: Ledger, stop: threading.Event, consumer: _Consumer) -> None:
     """Ask once a second whether Redis is there; when it is back after an outage, have Celery connect again."""
-    away = False
+    missed = 0
     while not stop.wait(1.0):
         try:
             ledger.ping()
         except QueueUnavailable as error:
-            if not away:
+            missed += 1
+            if missed == OUTAGE_PINGS:
                 log.warning("%s: %s", error.code, error)
-            away = True
         else:
-            if away:
+            if missed >= OUTAGE_PINGS:
                 consumer.consume_anew()
-            away = False
+            missed = 0
 
 
 class HintConsumer(Consumer):

@@ -10,11 +10,12 @@ from farm import metrics
 from farm.config import Settings
 from farm.dispatcher.dispatcher import Dispatcher
 from farm.dispatcher.gauges import Gauges
+from farm.errors import StoreUnavailable
 from farm.health import Health
 from farm.ledger import Batches, Window, connect
 from farm.queue import Hints, make_app
 from farm.shards import Shelf
-from farm.storage import require_create_once
+from farm.storage import ObjectStore, require_create_once
 from farm.tenants import Tenants
 
 log = logging.getLogger(__name__)
@@ -24,7 +25,6 @@ def serve(settings: Settings) -> int:
     """Run until told to end. Raises Misconfigured before the first round."""
     client = connect(settings.redis_url)
     store = settings.open_store()
-    require_create_once(store, settings.store)  # asked here, for the whole farm: only a dispatcher may delete the probe
     shelf = Shelf(store, settings.store)
     gauges = Gauges(Window(client), Batches(client), (settings.model,))
     metrics.declare_queue(settings.model)
@@ -37,6 +37,7 @@ def serve(settings: Settings) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     health.start()
+    _await_store(store, settings.store, stop)
     log.info("dispatching; metrics on port %d", health.port)
 
     def after_round() -> None:
@@ -46,3 +47,15 @@ def serve(settings: Settings) -> int:
     dispatcher.run(stop, on_round=after_round)
     health.stop()
     return 0
+
+
+def _await_store(store: ObjectStore, root: str, stop: threading.Event) -> None:
+    """Wait until the store answers, and make sure that it honours create-once: here for the whole farm, since only a
+    dispatcher may delete what it tries that with. Raises Misconfigured if it does not."""
+    while not stop.is_set():
+        try:
+            require_create_once(store, root)
+            return
+        except StoreUnavailable as error:
+            log.warning("%s: %s", error.code, error)
+            stop.wait(2.0)
