@@ -35,7 +35,7 @@ BYTES = {
 
 _PICKLE_NAMES = (".ckpt", ".bin", ".pt", ".pth", ".pkl", ".pickle")
 _PICKLE_MAGIC = re.compile(rb"\x80[\x00-\x05]|PK[\x03\x05\x07]")  # a bare pickle, or torch's ZIP of pickles
-_NAME = re.compile(r"(?!/)(?!.*\.\.)[A-Za-z0-9_.:/+-]{1,512}")
+_NAME = re.compile(r"(?!/)(?!.*\.\.)[^\\]{1,512}")  # an embedding's names are words: "<brand>"
 
 
 class Tensor(NamedTuple):
@@ -160,8 +160,10 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def _name(name: str) -> str:
-    if not _NAME.fullmatch(name):
-        raise _Refused(f"the tensor name {shown(name)!r} is not made of letters, digits and _ . : / + - alone")
+    if not _NAME.fullmatch(name) or not name.isprintable():
+        raise _Refused(
+            f"the tensor name {shown(name)!r} is none: it is empty or too long, or holds what a path may not"
+        )
     return name
 
 

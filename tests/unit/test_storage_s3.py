@@ -193,7 +193,7 @@ def test_a_server_that_does_not_answer():
         began = time.monotonic()
         with pytest.raises(StoreUnavailable, match="ReadTimeoutError"):
             store(url, read_timeout=0.3).get(URI, max_bytes=9)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 15
         over.set()
 
 
@@ -208,7 +208,7 @@ def test_a_body_that_stalls():
         began = time.monotonic()
         with pytest.raises(StoreUnavailable, match="ReadTimeoutError"):
             store(url, read_timeout=0.3).get(URI, max_bytes=10)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 15
         over.set()
 
 
