@@ -14,7 +14,7 @@ Every change is one Lua script, so it happens whole or not at all, and reads Red
 clock matters. A job is held by a *lease*: the owner (a random name, new at every claim) renews it while work goes on.
 Whoever comes after the lease's end may take the job; the former owner's next beat is refused.
 
-    records     what is asked and answered          scripts    the Lua
+    records     what is asked and answered          scripts, batch_scripts   the Lua
     connection  a client that notices dead peers    jobs       `Ledger`: enqueue, claim, beat, release, finish
     window      `Window`: what the dispatcher takes batches    `Batches`: accepted work that is not all indexed yet
 """

@@ -11,7 +11,7 @@ import redis
 
 from farm import keys
 from farm.errors import QuotaExceeded
-from farm.ledger import scripts
+from farm.ledger import batch_scripts, scripts
 from farm.ledger.connection import mapped
 from farm.ledger.records import BatchRecord, JobRef
 from farm.schemas import BatchFooter
@@ -28,9 +28,10 @@ class Batches:
         self._scripts = {
             name: client.register_script(scripts.PRELUDE + text)
             for name, text in (
-                ("announce", scripts.ANNOUNCE), ("open", scripts.OPEN_BATCH), ("index", scripts.INDEX_SHARD),
-                ("close", scripts.CLOSE_BATCH), ("pause", scripts.PAUSE), ("cancel", scripts.CANCEL),
-                ("uncount", scripts.UNCOUNT), ("end_walk", scripts.END_WALK),
+                ("announce", batch_scripts.ANNOUNCE), ("open", batch_scripts.OPEN_BATCH),
+                ("index", batch_scripts.INDEX_SHARD), ("close", batch_scripts.CLOSE_BATCH),
+                ("pause", batch_scripts.PAUSE), ("cancel", batch_scripts.CANCEL),
+                ("uncount", batch_scripts.UNCOUNT), ("end_walk", batch_scripts.END_WALK),
             )
         }  # fmt: skip
 
