@@ -18,7 +18,7 @@ from PIL import Image
 from farm import keys
 from farm.config import load_settings
 from farm.errors import FarmError, InputForbidden, InputNotFound
-from farm.ledger import Batches, JobRef, Ledger, Window, scripts
+from farm.ledger import Batches, JobRef, Ledger, Window, batch_scripts, scripts
 from farm.queue import Hints, make_app
 from farm.schemas import BatchFooter, InpaintJob
 from farm.states import JobState
@@ -143,6 +143,12 @@ SCRIPTS = {
     "worker": ("CLAIM", "BEAT", "RELEASE", "GIVE_BACK", "FINISH"),
     "dispatcher": ("ENQUEUE", "TAKE_DUE", "TAKE_READY", "INDEX_SHARD", "OPEN_BATCH", "CLOSE_BATCH", "END_WALK"),
 }
+TEXTS = {
+    name: value
+    for module in (scripts, batch_scripts)
+    for name, value in inspect.getmembers(module)
+    if re.fullmatch("[A-Z][A-Z_]+", name) and isinstance(value, str) and name != "PRELUDE"
+}
 CLIENT = {"ping", "eval", "evalsha", "script|load"}  # redis-py and its scripts
 DIRECT = {  # what Ledger, Batches, Window and Client ask without a script
     "sdk": {"info", "hget", "hgetall"},
@@ -162,7 +168,7 @@ CELERY = {"sdk": set(), "worker": CONSUME, "dispatcher": PUBLISH}
 @pytest.mark.parametrize("role", ROLES)
 def test_no_role_has_a_command_that_the_code_does_not_use(role: str) -> None:
     used = CLIENT | DIRECT[role] | CELERY[role]
-    used |= set().union(*(commands_of(getattr(scripts, name)) for name in SCRIPTS[role]))
+    used |= set().union(*(commands_of(TEXTS[name]) for name in SCRIPTS[role]))
     (line,) = (
         line for line in (POLICIES / "redis-users.acl").read_text().splitlines() if line.startswith(f"user {role} ")
     )
@@ -172,12 +178,7 @@ def test_no_role_has_a_command_that_the_code_does_not_use(role: str) -> None:
 
 
 def test_every_script_is_some_roles() -> None:
-    texts = {
-        name
-        for name, value in inspect.getmembers(scripts)
-        if re.fullmatch("[A-Z][A-Z_]+", name) and isinstance(value, str)
-    }
-    assert texts - {"PRELUDE"} == set().union(*SCRIPTS.values())
+    assert set(TEXTS) == set().union(*SCRIPTS.values())
 
 
 # What would harm the farm or the server, as words; and what is another role's.
