@@ -53,7 +53,7 @@ def _refuse_compressed(body: bytes) -> bytes:
 
 # 600 kB of a compressed message inflate to gigabytes, before anybody looks at it.
 for _kind in compression.encoders():  # type: ignore[no-untyped-call]  # kombu has no types
-    compression.register(None, _refuse_compressed, _kind)  # type: ignore[no-untyped-call]
+    compression.register(None, _refuse_compressed, _kind)  # type: ignore[no-untyped-call]  # nor here
 
 
 MAX_HINT = 256  # jobs that one message may stand for

@@ -143,6 +143,9 @@ class Shelf:
             yield refs
             number += 1
 
+    def retry_count(self, tenant: str, batch: str) -> int:
+        return sum(1 for _ in self.retries(tenant, batch))
+
     def lines(self, refs: list[JobRef]) -> list[bytes]:
         """The spec of each job, in one read where they lie side by side. Raises SpecUnreadable."""
         first = refs[0]

@@ -30,7 +30,3 @@ TRANSITIONS: dict[JobState, frozenset[JobState]] = {
     JobState.CANCELED: frozenset(),
     JobState.EXPIRED: frozenset(),
 }
-
-
-def may_follow(now: JobState, then: JobState) -> bool:
-    return then in TRANSITIONS[now]

@@ -37,7 +37,7 @@ class BatchHandle:
         record = self._batches.record(self.tenant, self.id)
         if record is None or record.state == "accepting":
             summary = self._summary()
-            if summary is None:
+            if summary is None or summary.retries < self._shelf.retry_count(self.tenant, self.id):
                 raise QueueUnavailable(f"The farm is making its index again; ask for batch {self.id} in a moment.")
             return summary
         counts = {JobState(state): count for state, count in record.counts.items()}
@@ -122,7 +122,7 @@ class BatchHandle:
 
         Those that have a later generation than these already are left alone.
         """
-        before = sum(1 for _ in self._shelf.retries(self.tenant, self.id))
+        before = self._shelf.retry_count(self.tenant, self.id)
         self._batches.announce(self.tenant, self.id, look_again_in=LOOK_AGAIN_SECONDS)
         again = write_retry(self._shelf, self.tenant, self.id, refs)
         if again and not self._batches.uncount(self.tenant, self.id, JobState.FAILED, len(again)):
@@ -154,7 +154,7 @@ def write_retry(shelf: Shelf, tenant: str, batch: str, refs: Sequence[JobRef]) -
     again = [replace(ref, generation=ref.generation + 1) for ref in refs if newest.get(ref.job_id, 0) == ref.generation]
     if again:
         body = b"".join(json.dumps(asdict(ref)).encode() + b"\n" for ref in again)
-        uri = keys.retry(shelf.root, tenant, batch, sum(1 for _ in shelf.retries(tenant, batch)))
+        uri = keys.retry(shelf.root, tenant, batch, shelf.retry_count(tenant, batch))
         shelf.store.put(uri, body, content_type="application/x-ndjson", create_only=True)
     return again
 

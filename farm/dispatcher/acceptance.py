@@ -76,7 +76,7 @@ class Acceptance:
 
     def _open_batch(self, footer: BatchFooter) -> int:
         tenant, batch = footer.tenant, footer.batch_id
-        retries = sum(1 for _ in self._shelf.retries(tenant, batch))
+        retries = self._shelf.retry_count(tenant, batch)
         opened = self._batches.open(footer, retries=retries, look_again_in=LOOK_AGAIN_SECONDS)
         if self._shelf.canceled(tenant, batch):  # looked at last, so that no mark is missed
             self._batches.cancel(batch)
@@ -113,7 +113,7 @@ class Acceptance:
     def _conclude(self, record: BatchRecord) -> None:
         """No row of it is left: either every job is counted, or Redis lost some and they are gone through again."""
         tenant, batch, ended = record.tenant, record.batch_id, sum(record.counts.values())
-        retries = sum(1 for _ in self._shelf.retries(tenant, batch))
+        retries = self._shelf.retry_count(tenant, batch)
         self._gone_through[batch] += 1
         if ended != record.jobs or retries != record.retries:
             if self._gone_through[batch] <= GO_THROUGH:

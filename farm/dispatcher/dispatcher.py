@@ -73,7 +73,7 @@ class Dispatcher:
             self._store_back = time.monotonic() + STORE_PAUSE_SECONDS
             return 0
 
-    def _hint(self, model: str) -> int:
+    def _hint(self, model: str) -> None:
         pace = self._paces.setdefault(model, Pace())
         pace.seen(self._window.finished(model))
         refs = self._window.take_ready(
@@ -82,7 +82,6 @@ class Dispatcher:
         for hint in _grouped(refs, pace.hint_size):
             self._hints.publish(hint)
         metrics.hints.labels(model).inc(len(refs))
-        return len(refs)
 
     def _reconcile(self) -> None:
         """In a thread of its own: a store with a long history takes minutes to walk, and hints do not wait."""

@@ -33,9 +33,13 @@ class Reconciler:
     def whole(self) -> int:
         """Open all that is not over; how many jobs. Ends with the index known to be whole, if Redis stayed the same."""
         walk, opened, accepted = self._batches.begin_walk(), 0, self._accepted()
-        with ThreadPoolExecutor(_READERS) as pool:
-            while part := list(islice(accepted, _PART)):
-                opened += sum(pool.map(lambda one: self._open(*one), part))
+        try:
+            with ThreadPoolExecutor(_READERS) as pool:
+                while part := list(islice(accepted, _PART)):
+                    opened += sum(pool.map(lambda one: self._open(*one), part))
+        except BaseException:
+            self._batches.give_up_walk(walk)
+            raise
         self._batches.end_walk(walk)
         metrics.reconciled.inc(opened)
         if opened:

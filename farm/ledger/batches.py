@@ -132,6 +132,11 @@ class Batches:
             self._redis.set(walk, 1, ex=7 * 24 * 3600)
         return walk
 
+    def give_up_walk(self, walk: str) -> None:
+        """It came to nothing, and leaves nothing."""
+        with mapped():
+            self._redis.delete(walk)
+
     def end_walk(self, walk: str) -> None:
         """The index is whole again, unless Redis was lost once more meanwhile."""
         self._run("end_walk", walk)

@@ -37,7 +37,7 @@ class NoRenderer:
 
 def farm_worker(settings: Settings) -> int:
     health = Health("127.0.0.1", 0, refresh=lambda: None)
-    runner = NoopRunner(settings, settings.open_store(), Ledger(connect(settings.redis_url)), NoRenderer())  # type: ignore[arg-type]
+    runner = NoopRunner(settings, settings.open_store(), Ledger(connect(settings.redis_url)), NoRenderer())
     return consume(settings, runner, health)
 
 

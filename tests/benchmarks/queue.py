@@ -51,7 +51,7 @@ def jobs(number: int, store: str) -> Iterator[InpaintJob]:
             image=f"{store}/photos/sku-{index:08d}.png",
             mask=f"{store}/masks/sku-{index:08d}.png",
             prompt="red gradient studio backdrop, soft shadow",
-            loras=({"path": f"{store}/loras/brand.safetensors", "scale": 0.8},),  # type: ignore[arg-type]
+            loras=({"path": f"{store}/loras/brand.safetensors", "scale": 0.8},),
             seed=index,
             num_inference_steps=20,
         )

@@ -122,7 +122,7 @@ def watched_store(store: ObjectStore, notes: Notes) -> ObjectStore:
             notes.write(kind="won", uri=uri, at=time.time())
         return info
 
-    store.put = noted  # type: ignore[method-assign]
+    store.put = noted
     return store
 
 
@@ -150,7 +150,7 @@ def watched_ledger(notes: Notes) -> type[Ledger]:
 def main() -> int:
     # The renderer's own module would import torch: two seconds of start-up and 300 MB for a plain colour.
     stand_in = ModuleType("worker.renderer")
-    stand_in.WarmRenderer = Painter  # type: ignore[attr-defined]
+    stand_in.WarmRenderer = Painter
     sys.modules["worker.renderer"] = stand_in
     from worker import lifecycle
 
@@ -158,9 +158,9 @@ def main() -> int:
     set_up(settings.log_level)
     notes = own_notes()
     signals.worker_ready.connect(lambda **_: notes.write(kind="ready", at=time.time()), weak=False)
-    lifecycle.Ledger = watched_ledger(notes)  # type: ignore[misc]
+    lifecycle.Ledger = watched_ledger(notes)
     open_store = type(settings).open_store
-    type(settings).open_store = lambda self: watched_store(open_store(self), notes)  # type: ignore[method-assign]
+    type(settings).open_store = lambda self: watched_store(open_store(self), notes)
     return lifecycle.serve(settings)
 
 

@@ -6,6 +6,7 @@ import time
 import pytest
 
 from farm import keys
+from farm.errors import StoreUnavailable
 from farm.states import JobState
 from tests.integration.works import Works
 
@@ -133,6 +134,14 @@ def test_a_flush_during_the_walk_is_noticed(works, monkeypatch):
     assert works.batches.epoch() is None
     assert works.work_off(batch).counts == {JobState.SUCCEEDED: 2}
     assert works.ledger._redis.hgetall(keys.QUEUED) == {}
+
+
+def test_a_walk_that_fails_leaves_nothing_and_is_no_proof(works, monkeypatch):
+    monkeypatch.setattr(works.shelf.store, "list", lambda prefix: (_ for _ in ()).throw(StoreUnavailable("503")))
+    with pytest.raises(StoreUnavailable):
+        works.dispatcher._reconciler.whole()
+    assert works.ledger._redis.keys(f"{keys.WALK}*") == []
+    assert works.batches.epoch() is None
 
 
 def test_what_was_claimed_together_and_turns_out_slow_is_given_back(works):
