@@ -255,8 +255,21 @@ class ErrorInfo(Message):
     message: str
 
 
+class Scores(Message):
+    """What the gate measured of a picture: 0 is flawless, more is worse; the formulas are in `worker.gate`.
+
+    `worst` is the largest score as a share of its limit: above 1 the picture is rejected.
+    """
+
+    blank: float = Field(ge=0)
+    unchanged: float = Field(ge=0)
+    seam: float = Field(ge=0)
+    colour_shift: float = Field(ge=0)
+    worst: float = Field(ge=0)
+
+
 class Output(Message):
-    """One picture that was written. `seed` makes it again."""
+    """One picture that was written. `seed` makes it again; `scores` are the gate's, None where it did not look."""
 
     uri: str
     sha256: Sha256
@@ -264,6 +277,7 @@ class Output(Message):
     width: int
     height: int
     seed: int
+    scores: Scores | None = None
 
 
 class Receipt(Message):
@@ -305,6 +319,8 @@ class JobResult(Message):
     error: ErrorInfo | None = None
     warnings: tuple[str, ...] = ()
     receipt: Receipt | None = None
+    needs_review: bool = False  # the gate rejected one of the outputs, also with other seeds
+    rerenders: int = Field(default=0, ge=0)  # how often rejected pictures were painted again with another seed
     seed: int | None = None
     attempt: int = 0
     timings: dict[str, float] = Field(default_factory=dict)  # stage → seconds
