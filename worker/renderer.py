@@ -30,8 +30,8 @@ from farm.errors import FeatureUnavailable, Misconfigured, Preempted, Resource, 
 from farm.schemas import InpaintJob
 from farm.weights import read_header
 from worker import device
-from worker.device import Fault, fault_of, first_line
 from worker.engine import StableDiffusionInpaintPipeline
+from worker.engine.faults import Fault, fault_of, first_line, release_memory, synchronize
 from worker.engine.ip_adapter import read_ip_adapter
 from worker.engine.layers import ResnetBlock2D
 from worker.engine.lora import LoraMerger, read_lora
@@ -200,7 +200,7 @@ class WarmRenderer:
             log.warning("out of memory: %s", shortage)
             metrics.gpu_faults.labels("memory").inc()
             run.painting, run.warnings = None, (*run.warnings, _ONE_AT_A_TIME)
-            device.release_memory(self.device)
+            release_memory(self.device)
         raise Resource(
             f"Out of memory even with one picture at a time ({shortage}); use a smaller size or more memory."
         )
@@ -232,7 +232,7 @@ class WarmRenderer:
                     metrics.denoise_steps.inc(request.job.num_images_per_prompt)
                 request.on_step()
                 give_way = request.preempted()
-            device.synchronize(self.device)
+            synchronize(self.device)
         finally:
             if made := before - painting.evaluations_left:
                 self._forecast.observe(run, "denoise", time.monotonic() - begin, evaluations=made)
@@ -282,7 +282,7 @@ class WarmRenderer:
             if wanted:
                 metrics.lora_swaps.labels("resident").inc()
             return 0.0
-        device.synchronize(self.device)
+        synchronize(self.device)
         self._moved()
         seconds = time.monotonic() - begin
         if wanted:
@@ -332,7 +332,7 @@ class WarmRenderer:
         begin = time.monotonic()
         try:
             yield
-            device.synchronize(self.device)
+            synchronize(self.device)
             self._moved()
         finally:
             run.timings[name] = time.monotonic() - begin

@@ -10,8 +10,8 @@ from PIL import Image
 
 from farm.errors import NsfwContent, Resource, WorkerFatal, from_foreign
 from tests.engine.renderer_bench import after, apart, lora_asset, make_renderer, make_request, pixels, same
-from worker.device import Fault, fault_of
 from worker.engine.errors import EngineError
+from worker.engine.faults import Fault, fault_of
 from worker.preemption import Preemption
 
 ONE_AT_A_TIME = "out of memory: rendered one picture at a time"

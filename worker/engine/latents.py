@@ -4,10 +4,16 @@ The order of the random draws is part of the contract, since one generator feeds
 the encoder's posterior), then the start noise, then masked-image latents, then whatever the scheduler draws.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
 from worker.engine.errors import InvalidParameter
 from worker.engine.noise import Generators
+
+# (vae, pictures [B, 3, H, W] or latents, generators) → latents [B, C, h, w], scaled: `latents_of`, or one that caches.
+Encode = Callable[[Any, torch.Tensor, Generators], torch.Tensor]
 
 
 def encode_image(vae, image: torch.Tensor, generator: Generators) -> torch.Tensor:

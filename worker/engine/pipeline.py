@@ -20,12 +20,16 @@ from worker.engine.denoise import denoise_step
 from worker.engine.guidance import guidance_scale_embedding, is_guided
 from worker.engine.image_processor import Pictures
 from worker.engine.image_prompts import prompt_tokens
+from worker.engine.latents import Encode, latents_of
 from worker.engine.noise import Generators
 from worker.engine.output import StableDiffusionPipelineOutput, decode, require_finite
 from worker.engine.pipeline_files import PipelineFiles
-from worker.engine.prepare import overlay_of, prepare_grid, read_canvas
+from worker.engine.prepare import Reading, overlay_of, prepare_grid, read_canvas
 from worker.engine.request import Request
+from worker.engine.schedulers import Scheduler
 from worker.engine.vae_asymmetric import AsymmetricAutoencoderKL
+
+Texts = tuple[torch.Tensor, torch.Tensor | None]
 
 
 class StableDiffusionInpaintPipeline(PipelineFiles):
@@ -181,24 +185,48 @@ class StableDiffusionInpaintPipeline(PipelineFiles):
         output = self.finish_request(request)
         return output if return_dict else (output.images, output.nsfw_content_detected)
 
-    @torch.no_grad()
     def prepare_request(self, *, keep_masked_image_latents: bool = False, **arguments: Any) -> Request:
         """Check the arguments of `__call__` that shape the picture, encode what is to be encoded, draw the noise.
 
         `keep_masked_image_latents`: also for a UNet that does not read them. Raises InvalidParameter.
         """
+        return self.begin(self.read_call(**arguments), keep_masked_image_latents=keep_masked_image_latents)
+
+    def read_call(self, **arguments: Any) -> Reading:
+        """The same arguments checked and their pictures read, without a network: for any thread."""
         # numpy's numbers are numbers, too
         call = Call(
             **{key: value.item() if isinstance(value, np.generic) else value for key, value in arguments.items()}
         )
         if call.height is None or call.width is None:
             call = call.sized(default_sample_size(self.unet) * self.vae_scale_factor)
-        require_scheduler(self.scheduler)
-        plain = self._is_plain()
+        self._is_plain()
         guided = self._is_guided(call)
         check(call, self._limits(guided))
-        device = self.device
-        positive, negative = self.encode_prompt(
+        return Reading(
+            call, read_canvas(call, self.image_processor, self.mask_processor, self.vae.config.in_channels), guided
+        )
+
+    @torch.no_grad()
+    def begin(
+        self,
+        reading: Reading,
+        *,
+        scheduler: Scheduler | None = None,
+        texts: Texts | None = None,
+        encode: Encode = latents_of,
+        keep_masked_image_latents: bool = False,
+    ) -> Request:
+        """Encode what was read, and draw the noise.
+
+        `scheduler`: instead of the pipeline's. `texts`: (positive, negative) embeddings, instead of encoding them.
+        `encode`: what turns pictures into latents. Raises InvalidParameter.
+        """
+        call, canvas, guided = reading.call, reading.canvas, reading.guided
+        scheduler = self.scheduler if scheduler is None else scheduler
+        require_scheduler(scheduler)
+        plain, device = self._is_plain(), self.device
+        positive, negative = texts or self.encode_prompt(
             call.prompt,
             device,
             call.num_images_per_prompt,
@@ -211,30 +239,30 @@ class StableDiffusionInpaintPipeline(PipelineFiles):
         )
         images, no_images = prompt_tokens(call, self.unet, self.image_encoder, self.feature_extractor, guided)
         custom = call.timesteps is not None or call.sigmas is not None
-        state = self.scheduler.start(
+        state = scheduler.start(
             None if custom else call.num_inference_steps,
             timesteps=call.timesteps,
             sigmas=call.sigmas,
             strength=call.strength,
             device=device,
         )
-        canvas = read_canvas(call, self.image_processor, self.mask_processor, self.vae.config.in_channels)
         factor = self.vae_scale_factor
         grid = prepare_grid(
             call,
             canvas,
             self.vae,
-            self.scheduler,
+            scheduler,
             state,
             plain=plain,
             shape=(call.rows, self.vae.config.latent_channels, call.height // factor, call.width // factor),
             device=device,
             dtype=positive.dtype,
             keep_masked=keep_masked_image_latents or not plain,
+            encode=encode,
         )
         conditioned = isinstance(self.vae, AsymmetricAutoencoderKL)
         return Request(
-            scheduler=self.scheduler,
+            scheduler=scheduler,
             state=state,
             prompt_embeds=positive,
             negative_prompt_embeds=negative if guided else None,
@@ -266,7 +294,16 @@ class StableDiffusionInpaintPipeline(PipelineFiles):
         picture that is zero everywhere."""
         if request.output_type == "latent":
             return StableDiffusionPipelineOutput(require_finite(request.latents, "the UNet's latents hold"))
-        decoded, flags = self.run_safety_checker(decode(self.vae, request), request.prompt_embeds.dtype)
+        return self.hand_out(request, *self.judge(request, decode(self.vae, request)))
+
+    def judge(self, request: Request, pictures: torch.Tensor) -> tuple[torch.Tensor, list[bool] | None]:
+        """What the safety checker says of decoded `pictures` ``[N, 3, H, W]``: see `run_safety_checker`."""
+        return self.run_safety_checker(pictures, request.prompt_embeds.dtype)
+
+    def hand_out(
+        self, request: Request, decoded: torch.Tensor, flags: list[bool] | None
+    ) -> StableDiffusionPipelineOutput:
+        """Judged pictures ``[N, 3, H, W]`` in −1..1 as the call wanted them: for any thread."""
         whole = None if flags is None else [not flag for flag in flags]
         images = self.image_processor.postprocess(decoded, request.output_type, do_denormalize=whole)
         if (over := request.overlay) is not None:

@@ -9,7 +9,7 @@ import torch
 
 from worker.engine.call import Call
 from worker.engine.errors import InvalidParameter
-from worker.engine.latents import latents_of, repeat_rows
+from worker.engine.latents import Encode, latents_of, repeat_rows
 from worker.engine.masks import Box, to_latent_grid
 from worker.engine.noise import randn_tensor, skip_sample
 from worker.engine.request import Overlay
@@ -37,6 +37,20 @@ class Canvas:
             counts = f"holds {len(self.mask)} masks for {len(self.image)} images: give one, or one each"
             raise InvalidParameter("mask_image", counts)
         return self.image * (self.mask < 0.5)
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """A checked call with its pictures read: all that is known of it before a network is asked."""
+
+    call: Call
+    canvas: Canvas
+    guided: bool
+
+    @property
+    def rows(self) -> int:
+        """Of a step through the UNet."""
+        return self.call.rows * (2 if self.guided else 1)
 
 
 def read_canvas(call: Call, image_processor, mask_processor, channels: int) -> Canvas:
@@ -88,6 +102,7 @@ def prepare_grid(
     device: torch.device,
     dtype: torch.dtype,
     keep_masked: bool,
+    encode: Encode = latents_of,
 ) -> Grid:
     """`shape` is the latents' ``(N, C, h, w)``. `keep_masked`: masked-image latents are wanted (else only drawn for).
 
@@ -96,14 +111,14 @@ def prepare_grid(
     rows, generator, image_latents = shape[0], call.generator, None
     if plain or (call.latents is None and call.strength < 1):
         image = canvas.image.to(device=device, dtype=dtype)
-        image_latents = repeat_rows(latents_of(vae, image, generator), rows, "image")
+        image_latents = repeat_rows(encode(vae, image, generator), rows, "image")
     noise = randn_tensor(shape, generator, device, dtype) if call.latents is None else call.latents.to(device)
     if call.latents is None and call.strength < 1:
         latents = scheduler.add_noise(state, image_latents, noise)
     else:
         latents = noise * scheduler.init_noise_sigma(state)
     mask = to_latent_grid(canvas.mask, *shape[2:]).to(device=device, dtype=dtype)
-    masked = _masked_image_latents(call, canvas, vae, shape, device, dtype, keep_masked)
+    masked = _masked_image_latents(call, canvas, vae, shape, device, dtype, keep_masked, encode)
     return Grid(
         latents=latents,
         mask=repeat_rows(mask, rows, "mask_image"),
@@ -121,6 +136,7 @@ def _masked_image_latents(
     device: torch.device,
     dtype: torch.dtype,
     keep: bool,
+    encode: Encode,
 ) -> torch.Tensor | None:
     if call.masked_image_latents is None and canvas.holds_latents and not keep:
         return None
@@ -128,7 +144,7 @@ def _masked_image_latents(
     if masked.shape[1] != shape[1] and not keep:
         skip_sample(len(masked), shape[1:], call.generator, device, dtype)
         return None
-    latents = latents_of(vae, masked.to(device=device, dtype=dtype), call.generator)
+    latents = encode(vae, masked.to(device=device, dtype=dtype), call.generator)
     if latents.shape[1:] != shape[1:]:
         raise InvalidParameter("masked_image_latents", f"has to be of shape {shape}, not {tuple(latents.shape)}")
     return latents
