@@ -15,8 +15,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from worker.engine.errors import InvalidParameter, UnsafeWeightsFormat
-from worker.engine.lora.merge import Adapter, LoraMerger
+from worker.engine.lora.merge import LoraMerger
 from worker.engine.lora.save import save_lora_weights
+from worker.engine.lora.sets import Adapter
 from worker.engine.lora.strengths import Strength, strengths
 from worker.engine.lora.targets import COMPONENTS
 from worker.engine.lora.weights import LoraWeights, read_lora

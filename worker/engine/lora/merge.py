@@ -5,41 +5,19 @@ W₀ + Σ sᵢ·ΔWᵢ from that copy, in float32, rounded once to the weight's 
 was (so pointers, views and CUDA graphs stay valid). Restoring is copying W₀ back, and so is exact by construction.
 """
 
-import hashlib
-import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from worker.engine.errors import InvalidParameter, LoraIncompatible, LoraNonFinite
-from worker.engine.lora.deltas import Delta, LowRank
-from worker.engine.lora.strengths import BlockStrength, Strength
+from worker.engine.errors import LoraNonFinite
+from worker.engine.lora.deltas import LowRank
+from worker.engine.lora.sets import Adapter, Terms, fingerprint, terms_of
 from worker.engine.lora.targets import TargetTable, named_targets
-from worker.engine.lora.weights import LoraWeights
-
-
-class Adapter(NamedTuple):
-    """A LoRA and how strongly it acts on each component; None leaves the component alone."""
-
-    lora: LoraWeights
-    unet: Strength | None = 1.0
-    text_encoder: Strength | None = 1.0
-
-    def strength(self, name: str) -> float | None:
-        """The strength for the target `name`."""
-        component, _, path = name.partition(".")
-        strength = self.text_encoder if component == "text_encoder" else self.unet
-        return strength.at(path) if isinstance(strength, BlockStrength) else strength
-
 
 # How many values of a weight are summed at once on a CPU: 1 MiB of float32.
 _CACHED_VALUES = 1 << 18
-
-# What is added to one weight: each delta with its strength.
-Terms = tuple[tuple[Delta, float], ...]
 
 
 class LoraMerger:
@@ -69,7 +47,7 @@ class LoraMerger:
 
         Equal fingerprints on equal base weights mean equal weights, so it is a key for whatever is computed from them.
         """
-        return _fingerprint(self._set, component)
+        return fingerprint(self._set, component)
 
     def set_adapters(self, adapters: Iterable[Adapter | tuple], *, check_finite: bool = False) -> bool:
         """Make the weights W₀ + Σ s·ΔW of exactly these; True if anything was to be written.
@@ -79,9 +57,9 @@ class LoraMerger:
         `check_finite` `LoraNonFinite` if a sum leaves the range of the weights' dtype.
         """
         wanted = tuple(Adapter(*adapter) for adapter in adapters)
-        if not self._unsure and _fingerprint(wanted) == _fingerprint(self._set):
+        if not self._unsure and fingerprint(wanted) == fingerprint(self._set):
             return False
-        terms = self._plan(wanted)
+        terms = terms_of(wanted, self.table)
         changed = [
             name
             for name in self._modules
@@ -128,21 +106,6 @@ class LoraMerger:
             yield
         finally:
             self.set_adapters(adapters)
-
-    def _plan(self, adapters: tuple[Adapter, ...]) -> dict[str, Terms]:
-        terms: dict[str, Terms] = {}
-        for adapter in adapters:
-            for name, delta in adapter.lora.deltas.items():
-                target = self.table.targets.get(name)
-                if target is None or target.shape != delta.shape:
-                    raise LoraIncompatible(f"{adapter.lora.source} was read for another model: {name} does not fit")
-                strength = adapter.strength(name)
-                if strength is None:
-                    continue
-                if not math.isfinite(strength):
-                    raise InvalidParameter("scale", f"must be finite, and is {strength} for {name}")
-                terms[name] = (*terms.get(name, ()), (delta, float(strength)))
-        return terms
 
     def _check_untouched(self, names: Iterable[str]) -> None:
         """Notice what others did to the weights: learn base weights anew, refuse merged ones, which are lost."""
@@ -214,13 +177,3 @@ def _stamp(weight: Tensor) -> tuple[object, ...]:
 
 def _key(terms: Terms) -> tuple[tuple[int, float], ...]:
     return tuple((id(delta), strength) for delta, strength in terms)
-
-
-def _fingerprint(adapters: Iterable[Adapter], component: str | None = None) -> str:
-    parts = []
-    for lora, unet, text_encoder in adapters:
-        for part, strength in (("unet", unet), ("text_encoder", text_encoder)):
-            if part in lora.components and component in (None, part) and strength is not None:
-                exact = strength if isinstance(strength, BlockStrength) else float(strength)
-                parts.append(f"{part}:{lora.fingerprint}:{exact!r}")
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest() if parts else ""
