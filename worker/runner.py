@@ -116,6 +116,13 @@ class Runner:
         self._drain_by: float | None = None
         self._seconds_a_job = 1.0
         self._assets = Assets(store, max_bytes=settings.lora_ram_bytes, max_file_bytes=settings.max_lora_bytes)
+        self._prompt_length = None
+        if settings.model_path is not None:
+            from worker.prompt_length import (
+                PromptLength,
+            )  # imports torch, which a worker without a model can do without
+
+            self._prompt_length = PromptLength(settings.model_path)
         self._verdicts = Verdicts(
             settings, store, ledger, device=renderer.device, checkpoint_sha256=renderer.checkpoint_sha256
         )
@@ -235,6 +242,8 @@ class Runner:
             region = images.cut(source, bucket, padding=job.padding_mask_crop, grow=job.grow_mask)
             attempt.warnings += source.warnings
             lease.moved()
+        if self._prompt_length is not None:
+            attempt.warnings += self._prompt_length.warnings(job, embeddings)
         request = self._request(attempt, RenderRequest(
             job, region.image, region.mask, seed, lease.moved, loras, embeddings, ip_adapter
         ))  # fmt: skip

@@ -51,8 +51,10 @@ def model_bench(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisSer
     folder = tmp_path_factory.mktemp("store")
     place = f"file://{folder}"
     settings = load_settings(model_path=tiny_checkpoints.folder("inpaint"), device="cpu", size_buckets=["64x64"])
-    renderer = WarmRenderer(settings)
-    return Bench(LocalStore(folder), renderer, inputs=f"{place}/in", redis_url=redis_server.url, root=place)
+    return Bench(
+        LocalStore(folder), WarmRenderer(settings), inputs=f"{place}/in", redis_url=redis_server.url, root=place,
+        model_path=settings.model_path,
+    )  # fmt: skip
 
 
 class OddStore(S3Store):

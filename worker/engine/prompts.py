@@ -6,6 +6,7 @@ all before the text is tokenized.
 
 import logging
 import re
+from collections.abc import Mapping
 
 import torch
 
@@ -45,6 +46,20 @@ def truncated_text(tokenizer, prompt: str, limit: int) -> str:
     """The end of `prompt` that does not fit in `limit` tokens, as the tokenizer spells it; empty if all fits."""
     ids = tokenizer(prompt, padding=False, truncation=False)["input_ids"]
     return tokenizer.decode(ids[limit - 1 : -1]) if len(ids) > limit else ""
+
+
+def cut_off(tokenizer, prompt: str, limit: int, words: Mapping[str, int] | None = None) -> int:
+    """How many tokens of `prompt` do not fit in `limit`, begin and end marks included; 0 if all fit.
+
+    `words`: those that the tokenizer does not know yet and how many tokens each will be, as textual inversions are.
+    """
+    known = words or {}
+    more = 0
+    for word in sorted(known, key=len, reverse=True):
+        parts = prompt.split(word)
+        more += known[word] * (len(parts) - 1)
+        prompt = " ".join(parts)
+    return max(0, len(tokenizer(prompt, padding=False, truncation=False)["input_ids"]) + more - limit)
 
 
 def encode_texts(

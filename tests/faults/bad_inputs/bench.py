@@ -56,11 +56,17 @@ class Bench:
 
     def __init__(
         self, store: ObjectStore, renderer: Renderer, *, inputs: str, redis_url: str, root: str,
-        tenants: Path | None = None, **places: str,
+        tenants: Path | None = None, model_path: Path | None = None, **places: str,
     ):  # fmt: skip
         limits = {"max_image_bytes": 8_000_000, "max_lora_bytes": 40_000_000, "max_image_pixels": 4_000_000}
         self.settings = load_settings(
-            redis_url=redis_url, store=root, tenants=tenants, lease_seconds=30, size_buckets=["64x64"], **limits
+            redis_url=redis_url,
+            store=root,
+            tenants=tenants,
+            model_path=model_path,
+            lease_seconds=30,
+            size_buckets=["64x64"],
+            **limits,
         )
         self.store, self.inputs, self.places = store, inputs, {"inputs": f"{inputs}/", **places}
         self.client = Client(self.settings, store=store)

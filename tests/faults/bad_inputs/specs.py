@@ -37,7 +37,9 @@ SPECS: tuple[Row, ...] = (
     _early("NUL in the prompt", _PROMPT, prompt="a\0b"),
     Row("half a surrogate pair in the prompt, written as JSON", _PARAMETER, around(b'"prompt":"\\ud800",')),
     Row("prompt over 77 tokens: cut as diffusers does", "", job(prompt="table " * 60), bench="model",
-        logged="77 tokens"),
+        warning="prompt: "),
+    Row("negative prompt over 77 tokens", "", job(negative_prompt="table " * 60), bench="model",
+        warning="negative_prompt: "),
     Row("newlines and escape sequences in the prompt", "", job(prompt='a\n{"level":"critical"}\x1b[2J\u202e\r')),
     Row("control characters in the metadata", "", job(metadata={"shop": "\x1b]0;x\x07\n"})),
     *(
