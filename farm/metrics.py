@@ -12,7 +12,8 @@ STAGES = (
 VRAM_KINDS = ("allocated", "reserved", "peak", "total")
 WORKER_STATES = ("starting", "ready", "draining")
 GPU_FAULTS = ("memory", "sticky", "drift")
-SWAP_TIERS = ("resident", "ram", "disk", "remote")
+LORA_TIERS = ("resident", "ram", "disk")
+SWAP_TIERS = (*LORA_TIERS, "remote")
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _SWAP_SECONDS = (0.0001, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5)
@@ -37,6 +38,22 @@ lora_swap_seconds = Histogram(
     registry=REGISTRY,
 )
 lora_resident = Gauge("farm_lora_resident", "LoRAs held ready in memory.", registry=REGISTRY)
+lora_load_seconds = Histogram(
+    "farm_lora_load_seconds",
+    "Seconds to bring a weights file to where jobs take it from, by the tier it came from; 0 where it was there.",
+    ("tier",),
+    buckets=_SECONDS,
+    registry=REGISTRY,
+)
+lora_evictions = Counter(
+    "farm_lora_evictions_total", "Weights files dropped for room, by tier.", ("tier",), registry=REGISTRY
+)
+lora_bytes = Gauge(
+    "farm_lora_bytes",
+    "Weights files kept: on the device (resident), in ram, on disk (which the machine's workers may share).",
+    ("tier",),
+    registry=REGISTRY,
+)
 engine_busy_seconds = Counter(
     "farm_engine_busy_seconds_total", "Seconds inside model forwards (text encoder, VAE, UNet).", registry=REGISTRY
 )
@@ -99,6 +116,10 @@ def declare(model: str, device: str) -> None:
         job_seconds.labels(model, stage)
     for tier in SWAP_TIERS:
         lora_swaps.labels(tier)
+        lora_load_seconds.labels(tier)
+    for tier in LORA_TIERS:
+        lora_evictions.labels(tier)
+        lora_bytes.labels(tier)
     for kind in VRAM_KINDS:
         vram_bytes.labels(device, kind)
     for kind in GPU_FAULTS:
