@@ -58,7 +58,13 @@ class Settings(BaseSettings):
     dtype: str = "auto"  # auto | float32 | bfloat16 | float16; auto is float16 on CUDA, float32 on a CPU
     # Sizes "WIDTHxHEIGHT" in px, one of which a crop is resized to when the job names none (JSON list).
     size_buckets: tuple[str, ...] = ("512x512", "576x448", "448x576", "640x384", "384x640")
-    lora_ram_bytes: int = 4 * 1024**3  # LoRAs kept in memory between jobs
+    # LoRAs (and embeddings, IP-Adapters) kept between jobs. What a job holds stays, even beyond these bytes.
+    lora_device_bytes: int = Field(default=2 * 1024**3, ge=0)  # in device memory; without effect on a CPU
+    lora_ram_bytes: int = Field(default=4 * 1024**3, ge=0)
+    lora_disk_path: Path | None = None  # a folder that the machine's workers may share; none: nothing kept on disk
+    lora_disk_bytes: int = Field(default=32 * 1024**3, ge=0)  # in that folder, by all workers together
+    # Rows of one UNet forward, two a picture under guidance; jobs share it as far as it goes. 0: 2 on a CPU, 16 on CUDA.
+    max_batch_rows: int = Field(default=0, ge=0)
     concurrency: int = Field(default=2, ge=1)  # jobs in hand at once: one renders while others fetch and write
     lease_seconds: float = Field(default=60.0, gt=0)  # a job is somebody else's when its worker is silent for so long
     drain_seconds: float = Field(default=25.0, ge=0)  # after SIGTERM: jobs that fit are finished, others are saved
