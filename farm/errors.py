@@ -21,6 +21,7 @@
     ├── JobFailed, ResultTimeout  raised by a JobHandle, never stored
     ├── ObjectExists              a create-once write came second
     └── Misconfigured             the farm itself is set up wrongly
+        └── QueueForbidden        Redis knows another user, password, database or fewer rights: no try changes that
 
 `BY_CODE` maps a code back to its class; an exception from elsewhere that carries a known `code` (the engine's do)
 is mapped by `from_foreign`.
@@ -283,6 +284,10 @@ class ObjectExists(FarmError):
 
 
 class Misconfigured(FarmError):
+    pass
+
+
+class QueueForbidden(Misconfigured):
     pass
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 
-from farm.errors import Canceled, QueueUnavailable
+from farm.errors import Canceled, QueueForbidden, QueueUnavailable
 from farm.ledger import Beat, JobRef, Ledger
 
 
@@ -80,7 +80,7 @@ class Lease:
             began = time.monotonic()
             try:
                 answers = self._ledger.beat(held, self._owner, lease_seconds=self._seconds)
-            except QueueUnavailable:
+            except (QueueUnavailable, QueueForbidden):
                 continue  # Redis may be back before the lease ends; if not, another worker takes the jobs
             seen, self._renewed = now, began
             for ref, answer in zip(held, answers, strict=True):

@@ -12,7 +12,7 @@ from celery.worker.consumer import Consumer
 
 from farm import metrics
 from farm.config import Settings
-from farm.errors import QueueUnavailable
+from farm.errors import QueueForbidden, QueueUnavailable
 from farm.health import Health
 from farm.ledger import Ledger, connect
 from farm.queue import make_app
@@ -81,7 +81,7 @@ def _watch_broker(ledger: Ledger, stop: threading.Event, consumer: _Consumer) ->
     while not stop.wait(1.0):
         try:
             ledger.ping()
-        except QueueUnavailable as error:
+        except (QueueUnavailable, QueueForbidden) as error:
             missed += 1
             if missed == OUTAGE_PINGS:
                 log.warning("%s: %s", error.code, error)

@@ -28,6 +28,7 @@ from farm.errors import (
     LoraInvalid,
     ObjectExists,
     OutputExists,
+    QueueForbidden,
     QueueUnavailable,
     UnknownModel,
     WorkerCrashed,
@@ -171,7 +172,9 @@ class Runner:
                     if state is not None:
                         ended.append((ref, state, attempt.device_seconds))
         finally:
-            with suppress(QueueUnavailable):  # then the leases end, and whoever claims these jobs sees which have ended
+            with suppress(
+                QueueUnavailable, QueueForbidden
+            ):  # then the leases end, and whoever claims these jobs sees which have ended
                 self._ledger.finish(ended, owner=owner)
                 for ref, _ in todo:
                     self._ledger.release(ref, owner, delay_seconds=0.0, charged=False)

@@ -23,6 +23,7 @@ from farm.errors import (
     InvalidInput,
     ObjectExists,
     Preempted,
+    QueueForbidden,
     Resource,
     SpecUnreadable,
     Transient,
@@ -108,7 +109,7 @@ class Verdicts:
             if not isinstance(known, InvalidInput):
                 log.error("%s: %s", known.code, known)
             return self.commit(attempt, state, error=ErrorInfo(code=known.code, message=known.message))
-        except Transient as away:  # neither store nor Redis can be told; the lease ends by itself
+        except (Transient, QueueForbidden) as away:  # neither store nor Redis can be told; the lease ends by itself
             log.warning("cannot settle the job now (%s); its lease will end", away)
             return None
 

@@ -14,7 +14,7 @@ from farm import metrics
 from farm.dispatcher.acceptance import Acceptance
 from farm.dispatcher.pace import Pace
 from farm.dispatcher.reconcile import Reconciler
-from farm.errors import FarmError, StoreUnavailable, Transient
+from farm.errors import FarmError, QueueForbidden, StoreUnavailable, Transient
 from farm.ledger import Batches, JobRef, Ledger, Window
 from farm.queue import Hints
 from farm.shards import Shelf
@@ -107,7 +107,7 @@ class Dispatcher:
                 on_round()
                 if wait:
                     self._window.wait(wait)
-            except Transient as error:
+            except (Transient, QueueForbidden) as error:  # a password that is being changed is right again soon
                 log.warning("%s: %s", error.code, error)
                 stop.wait(0.5)
             except Exception:  # a job's fault must not be everybody's

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+from contextlib import suppress
 
 from farm import metrics
 from farm.config import Settings
 from farm.dispatcher.dispatcher import Dispatcher
 from farm.dispatcher.gauges import Gauges
-from farm.errors import StoreUnavailable
+from farm.errors import QueueUnavailable, StoreUnavailable
 from farm.health import Health
 from farm.ledger import Batches, Window, connect
 from farm.queue import Hints, make_app
@@ -22,8 +23,10 @@ log = logging.getLogger(__name__)
 
 
 def serve(settings: Settings) -> int:
-    """Run until told to end. Raises Misconfigured before the first round."""
+    """Run until told to end. Raises Misconfigured, QueueForbidden among it, before the first round."""
     client = connect(settings.redis_url)
+    with suppress(QueueUnavailable):  # one that is away is waited for, round by round
+        Window(client).models()
     store = settings.open_store()
     shelf = Shelf(store, settings.store)
     gauges = Gauges(Window(client), Batches(client), (settings.model,))

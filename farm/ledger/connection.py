@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import redis
+from redis.exceptions import AuthenticationWrongNumberOfArgsError, AuthorizationError
 
-from farm.errors import Misconfigured, QueueUnavailable
+from farm.errors import Misconfigured, QueueForbidden, QueueUnavailable
+
+_FORBIDDEN = (
+    redis.AuthenticationError,
+    AuthenticationWrongNumberOfArgsError,
+    AuthorizationError,
+    redis.exceptions.NoPermissionError,
+)
+# What has no class of its own: a database that there is not, rights that a script lacks.
+_FORBIDDEN_WORDS = re.compile(r"DB index|SELECT is not allowed|ACL failure|NOPERM|NOAUTH|WRONGPASS", re.IGNORECASE)
 
 
 def connect(url: str) -> redis.Redis:
@@ -22,10 +33,21 @@ def connect(url: str) -> redis.Redis:
 
 @contextmanager
 def mapped() -> Iterator[None]:
-    """Whatever Redis' client raises becomes QueueUnavailable, which is worth another try."""
+    """What Redis' client raises becomes QueueUnavailable, worth another try, or QueueForbidden, which is not."""
     try:
         yield
+    except _FORBIDDEN as error:
+        raise _forbidden(error) from error
     except (redis.ConnectionError, redis.TimeoutError) as error:
         raise QueueUnavailable(f"Redis does not answer ({type(error).__name__}); check FARM_REDIS_URL.") from error
     except redis.ResponseError as error:  # read-only, out of memory, its disk full, still loading
+        if _FORBIDDEN_WORDS.search(str(error)):
+            raise _forbidden(error) from error
         raise QueueUnavailable(f"Redis refused: {str(error)[:120]}; try later.") from error
+
+
+def _forbidden(error: redis.RedisError) -> QueueForbidden:
+    return QueueForbidden(
+        f"Redis does not let us in ({str(error)[:120]}); check user, password and database in FARM_REDIS_URL, and that "
+        "user's rights."
+    )

@@ -182,6 +182,14 @@ FAULTS: Final = {
             (f"{_REDIS}test_a_disk_that_is_full_under_redis_submit_says_try_later",),
         ),
         Fault(
+            "another password, user, database or fewer rights than it asks for",
+            "`QueueForbidden` at once, in one sentence: clients raise it, dispatcher and worker do not start",
+            (
+                "integration/test_ledger_forbidden.py::test_a_client_is_told_at_once_and_not_to_try_again",
+                "integration/test_ledger_forbidden.py::test_a_process_refuses_to_start_with_that_sentence",
+            ),
+        ),
+        Fault(
             "replies dropped (half-open)",
             "noticed by time-outs; nothing lost",
             (f"{_REDIS}test_replies_that_are_dropped_lose_nothing",),
