@@ -24,7 +24,29 @@ class Asset:
     sha256: str
     weights: Any
     size: int  # of the file, bytes
-    tier: str  # where it came from this time: ram or remote
+    tier: str  # where it came from this time: resident (on the device), ram, disk or remote
+    seconds: float = 0.0  # from asking for it to having it
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A sort of asset. `invalid` is what a file that is none is told to be; `placed` says whether its tensors are
+    brought to the device before they are used.
+    """
+
+    read: Callable[[bytes], Any]
+    invalid: type[InvalidInput] = LoraInvalid
+    placed: bool = False
+
+    def judged(self, data: bytes) -> Any:
+        """What `read` makes of the file, once its header is within the limits of `farm.weights` and its numbers are
+        finite.
+
+        Raises UnsafeWeightsFormat, `invalid` (LoraNonFinite for the numbers of a LoRA), and what `read` raises.
+        """
+        header = read_header(data, invalid=self.invalid)
+        refuse_non_finite(data, header, invalid=LoraNonFinite if self.invalid is LoraInvalid else self.invalid)
+        return self.read(data)
 
 
 class Assets:
