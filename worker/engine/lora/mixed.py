@@ -46,6 +46,15 @@ class MixedLoras:
         terms = terms_of(adapters, self.table, "unet")
         return all(rank_of(delta) is not None for layer in terms.values() for delta, _ in layer)
 
+    def size_of(self, adapters: Sequence[Adapter]) -> tuple[int, float]:
+        """What a set costs to mix or merge: the largest rank it has at a layer, and the part of all target weights of
+        the UNet that it touches, 0…1. A change that is no small product counts as one of full rank.
+        """
+        terms = terms_of(adapters, self.table, "unet")
+        ranks = (sum(rank_of(delta) or min(delta.shape[:2]) for delta, _ in layer) for layer in terms.values())
+        touched = sum(self._layers[name].weight.numel() for name in terms)
+        return max(ranks, default=0), touched / sum(layer.weight.numel() for layer in self._layers.values())
+
     @contextmanager
     def rows(self, sets: Sequence[Sequence[Adapter]]) -> Iterator[None]:
         """Within, every call of the UNet, or of a part of it, must have len(sets) rows, and row i is made with set i.
