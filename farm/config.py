@@ -44,7 +44,16 @@ class Settings(BaseSettings):
     # The queue
     tenant_quota: int = Field(default=0, ge=0)  # jobs a tenant may have queued where no tenants file says; 0: no limit
     redis_full_at: float = Field(default=0.9, gt=0, le=1)  # of Redis' maxmemory; beyond it nothing new is accepted
+
+    # The dispatcher
     reconcile_seconds: float = Field(default=3600.0, gt=0)  # the store is walked for jobs the index has lost
+    # A hint that no worker answers is given again after so long, then after twice that, up to 16 times. Shorter finds a
+    # lost message sooner; longer sends fewer hints to workers that are all busy.
+    hint_look_seconds: float = Field(default=30.0, gt=0)
+    # A batch without a word from its client or its jobs is looked at in the store so often, then ever more rarely.
+    batch_look_seconds: float = Field(default=20.0, gt=0)
+    # Rows of one tenant and model in Redis, 0.5 kB each; further jobs wait in the store, a shard of 1,000 at a time.
+    max_indexed: int = Field(default=4000, ge=1)
 
     # Limits of what comes in
     max_image_bytes: int = 256 * 1024**2

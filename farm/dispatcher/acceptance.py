@@ -9,16 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from farm import keys
+from farm.config import Settings
 from farm.errors import FarmError, InputNotFound, SpecUnreadable, Transient
 from farm.ledger import Batches, BatchRecord, JobRef, Ledger
 from farm.schemas import BatchFooter, BatchSummary
-from farm.shards import MAX_JOBS, Shelf
+from farm.shards import Shelf
 from farm.states import JobState
 
 log = logging.getLogger(__name__)
 
-LOOK_AGAIN_SECONDS = 20.0  # at a batch that has been announced, or is not at its end; doubled each time
-MAX_LIVE = 4 * MAX_JOBS  # rows of a tenant and a model; beyond that the next shard waits
 GIVE_UP_LOOKS = 80  # at a batch that was announced and never sealed, a day of them: its client is not coming back
 GO_THROUGH = 3  # times that a batch whose jobs do not add up is gone through; its footer may be wrong
 AT_A_TIME_SECONDS = 0.1  # of reading the store, before it is the hints' turn again
@@ -30,8 +29,9 @@ class Acceptance:
     What is wrong with one batch is its own affair: it is tried again later, and the others go on.
     """
 
-    def __init__(self, batches: Batches, ledger: Ledger, shelf: Shelf):
+    def __init__(self, batches: Batches, ledger: Ledger, shelf: Shelf, settings: Settings):
         self._batches, self._ledger, self._shelf = batches, ledger, shelf
+        self._look_again_in, self._max_live = settings.batch_look_seconds, settings.max_indexed
         self._not_before: dict[str, float] = {}
         self._gone_through: Counter[str] = Counter()
 
@@ -51,12 +51,14 @@ class Acceptance:
         began, indexed, live = time.monotonic(), 0, Counter(self._batches.live())
         later: dict[str, dict[str, int]] = {}
         for tenant, batch, model in self._batches.unindexed():
-            if live[tenant, model] >= MAX_LIVE or began < self._not_before.get(batch, 0.0):
+            if live[tenant, model] >= self._max_live or began < self._not_before.get(batch, 0.0):
                 continue
             with self._by_itself(tenant, batch):
                 if batch not in later:
                     later[batch] = self._shelf.generations(tenant, batch)
-                while live[tenant, model] < MAX_LIVE and (count := self._index_shard(tenant, batch, later[batch])):
+                while live[tenant, model] < self._max_live and (
+                    count := self._index_shard(tenant, batch, later[batch])
+                ):
                     live[tenant, model] += count
                     indexed += count
                     if time.monotonic() - began > AT_A_TIME_SECONDS:
@@ -77,7 +79,7 @@ class Acceptance:
     def _open_batch(self, footer: BatchFooter) -> int:
         tenant, batch = footer.tenant, footer.batch_id
         retries = self._shelf.retry_count(tenant, batch)
-        opened = self._batches.open(footer, retries=retries, look_again_in=LOOK_AGAIN_SECONDS)
+        opened = self._batches.open(footer, retries=retries, look_again_in=self._look_again_in)
         if self._shelf.canceled(tenant, batch):  # looked at last, so that no mark is missed
             self._batches.cancel(batch)
         return footer.jobs if opened else 0
@@ -145,7 +147,7 @@ class Acceptance:
                 raise
             known = isinstance(error, FarmError)
             log.warning("batch %s of %s has to wait: %s", batch, tenant, error, exc_info=not known)
-            self._not_before[batch] = time.monotonic() + LOOK_AGAIN_SECONDS
+            self._not_before[batch] = time.monotonic() + self._look_again_in
 
 
 def _place(ref: JobRef) -> tuple[str, str, str, int]:

@@ -11,6 +11,7 @@ from itertools import groupby
 import redis
 
 from farm import metrics
+from farm.config import Settings
 from farm.dispatcher.acceptance import Acceptance
 from farm.dispatcher.pace import Pace
 from farm.dispatcher.reconcile import Reconciler
@@ -23,7 +24,6 @@ log = logging.getLogger(__name__)
 
 LIMIT = 1000  # jobs looked at in one go
 QUANTUM = 16  # jobs of one tenant before the next one's turn
-LOOK_AGAIN_SECONDS = 30.0  # at a hint that nobody answered; doubled each time
 LONGEST_SLEEP = 1.0
 STORE_PAUSE_SECONDS = 2.0  # without asking a store that was away
 
@@ -32,15 +32,16 @@ class Dispatcher:
     """Hints what is ready. Any number may run."""
 
     def __init__(
-        self, client: redis.Redis, hints: Hints, shelf: Shelf, *, weights: Mapping[str, float] | None = None,
-        reconcile_seconds: float = 3600.0,
+        self, client: redis.Redis, hints: Hints, shelf: Shelf, settings: Settings, *,
+        weights: Mapping[str, float] | None = None,
     ):  # fmt: skip
         """`weights`: of a tenant's fair share, 1 where it has none."""
         self._window, self._hints, self._weights = Window(client), hints, dict(weights or {})
         batches, ledger = Batches(client), Ledger(client)
-        self._acceptance = Acceptance(batches, ledger, shelf)
+        self._acceptance = Acceptance(batches, ledger, shelf, settings)
         self._reconciler = Reconciler(self._acceptance, batches, shelf)
-        self._reconcile_seconds, self._reconciled_at = reconcile_seconds, time.monotonic()
+        self._reconcile_seconds, self._reconciled_at = settings.reconcile_seconds, time.monotonic()
+        self._look_again_in = settings.hint_look_seconds
         self._reconciling: threading.Thread | None = None
         self._paces: dict[str, Pace] = {}
         self._store_back = 0.0
@@ -52,7 +53,7 @@ class Dispatcher:
             self._reconcile()
         elif time.monotonic() - self._reconciled_at > self._reconcile_seconds:
             self._reconcile()
-        due = self._window.take_due(limit=LIMIT, look_again_in=LOOK_AGAIN_SECONDS)
+        due = self._window.take_due(limit=LIMIT, look_again_in=self._look_again_in)
         metrics.redeliveries.inc(due.jobs)
         for model in self._window.models():  # before the store is asked for anything: it may be slow, or away
             self._hint(model)
@@ -77,7 +78,7 @@ class Dispatcher:
         pace = self._paces.setdefault(model, Pace())
         pace.seen(self._window.finished(model))
         refs = self._window.take_ready(
-            model, window=pace.window, limit=LIMIT, quantum=QUANTUM, look_again_in=LOOK_AGAIN_SECONDS
+            model, window=pace.window, limit=LIMIT, quantum=QUANTUM, look_again_in=self._look_again_in
         )
         for hint in _grouped(refs, pace.hint_size):
             self._hints.publish(hint)

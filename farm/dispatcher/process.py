@@ -35,7 +35,7 @@ def serve(settings: Settings) -> int:
     policies = Tenants.load(settings, with_keys=False).policies or {}
     weights = {tenant: policy.weight for tenant, policy in policies.items()}
     hints = Hints(make_app(settings))
-    dispatcher = Dispatcher(client, hints, shelf, weights=weights, reconcile_seconds=settings.reconcile_seconds)
+    dispatcher = Dispatcher(client, hints, shelf, settings, weights=weights)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from pathlib import Path
 import click
 
 from tests.faults.evidence import accepted_jobs, left_in_redis, read_history, unacked
-from tests.faults.fleet import SHIPPED, Fleet, Programs, shown_tenant
+from tests.faults.fleet import Fleet, Programs, shown_tenant
 from tests.faults.history import History, Invariant, Violation, violations
 from tests.faults.nemesis import Done, Nemesis, kinds, plan
 from tests.faults.plain_celery import waiting
@@ -114,10 +115,14 @@ def run(
     every: float,
     rate: float,
     drain: float,
-    programs: Programs = SHIPPED,
+    environment: Mapping[str, str] | None = None,
 ) -> Report:
-    """Run the farm under the plan of `seed`; `rate` jobs a second a tenant; up to `drain` seconds to come to rest."""
-    with Fleet(folder, s3, bucket, programs=programs, environment=FARM, tenants=TENANTS, rate=rate, seed=seed) as fleet:
+    """Run the farm under the plan of `seed`; `rate` jobs a second a tenant; up to `drain` seconds to come to rest.
+
+    `environment`: further FARM_* settings.
+    """
+    told = {**FARM, **(environment or {})}
+    with Fleet(folder, s3, bucket, environment=told, tenants=TENANTS, rate=rate, seed=seed) as fleet:
         nemesis = under_faults(fleet, seed, seconds, every)
         rested = time.monotonic()
         fleet.stop_producing(60)

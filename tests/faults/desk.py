@@ -110,8 +110,7 @@ def desk_with(
         folder,
         s3,
         bucket,
-        programs=QUICK,
-        environment={**ENVIRONMENT, **environment},
+        environment={**ENVIRONMENT, **QUICK, **environment},
         workers=workers,
         dispatchers=dispatchers,
     )

@@ -19,6 +19,7 @@ from farm.errors import FarmError
 from farm.logs import JsonFormatter
 from farm.queue import Hints, make_app, read_hint
 from farm.schemas import BatchFooter, InpaintJob
+from farm.shards import Shelf
 from farm.states import JobState
 from farm.storage import ObjectInfo, S3Settings, StoredObject
 from farm.storage.local import LocalStore
@@ -210,7 +211,7 @@ def test_lines_of_rubbish_in_a_shard_are_refused_one_by_one_and_hold_up_nobody(p
         (keys.batch_footer(bench.settings.store, TENANT, batch), footer.to_json()),
     ):
         bench.store.put(uri, body, content_type="x/y", create_only=True)
-    (refs,) = bench.client.batch(batch, tenant=TENANT)._refs()
+    refs = Shelf(bench.store, bench.settings.store).refs(TENANT, batch, 0)
     jobs = [[ref.job_id, ref.shard, ref.offset, ref.length, ref.generation, ref.priority] for ref in refs]
     assert read_hint({**told, "jobs": jobs}) == refs  # so the dispatcher can index and hint them all
     assert len({ref.job_id for ref in refs}) == len(LINES) + 1

@@ -19,7 +19,7 @@ def test_plain_celery_loses_none_in_peace(tmp_path, s3_server, s3_bucket):
 
 def test_the_farm_loses_and_doubles_nothing_under_it(tmp_path, s3_server, s3_bucket):
     report = run(
-        tmp_path, s3_server, s3_bucket, seed=SEED, seconds=SECONDS, every=EVERY, rate=5, drain=60, programs=QUICK
+        tmp_path, s3_server, s3_bucket, seed=SEED, seconds=SECONDS, every=EVERY, rate=5, drain=60, environment=QUICK
     )
     print(report.table())
     assert report.violations == []

@@ -115,9 +115,9 @@ def test_a_line_that_cannot_be_routed_fails_by_itself(works, priority):
     assert works.work_off(batch).counts == {JobState.FAILED: 1, JobState.SUCCEEDED: 2}
 
 
-def test_a_paused_batch_lets_others_of_its_tenant_by(works, monkeypatch):
+def test_a_paused_batch_lets_others_of_its_tenant_by(local_store, redis_url, tmp_path, monkeypatch):
+    works = Works(local_store, f"file://{tmp_path / 'store'}", redis_url, max_indexed=5)
     monkeypatch.setattr("farm.shards.MAX_JOBS", 5)
-    monkeypatch.setattr("farm.dispatcher.acceptance.MAX_LIVE", 5)
     paused = works.client.submit_batch(works.jobs(20))
     works.dispatcher.round()
     paused.pause()

@@ -29,9 +29,9 @@ def test_every_job_of_a_batch_ends_once(works):
     assert works.client.batch(batch.id).status() == summary
 
 
-def test_a_batch_of_several_shards_is_indexed_as_there_is_room(works, monkeypatch):
+def test_a_batch_of_several_shards_is_indexed_as_there_is_room(local_store, redis_url, tmp_path, monkeypatch):
+    works = Works(local_store, f"file://{tmp_path / 'store'}", redis_url, max_indexed=20)
     monkeypatch.setattr("farm.shards.MAX_JOBS", 10)
-    monkeypatch.setattr("farm.dispatcher.acceptance.MAX_LIVE", 20)
     batch = works.client.submit_batch(works.jobs(55))
     works.dispatcher.round()
     record = works.batches.record("default", batch.id)

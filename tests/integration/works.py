@@ -34,7 +34,7 @@ class Works(Bench):
         self.names = count()
 
     def another_dispatcher(self):
-        return Dispatcher(connect(self.settings.redis_url), self.post, self.shelf)
+        return Dispatcher(connect(self.settings.redis_url), self.post, self.shelf, self.settings)
 
     def jobs(self, number, **fields):
         return [self.job(custom_id=f"sku-{next(self.names)}", num_inference_steps=1, **fields) for _ in range(number)]
