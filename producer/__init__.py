@@ -5,8 +5,22 @@ handle = Client().submit(InpaintJob(image="s3://…", mask="s3://…", prompt="a
 print(handle.result(timeout=600).outputs[0].uri)
 """
 
-from farm.schemas import InpaintJob, JobResult, LoraRef
+from farm.schemas import BatchSummary, InpaintJob, JobResult, LoraRef
+from farm.states import JobState
+from producer.batch import BatchHandle
 from producer.client import Client
-from producer.handle import JobHandle
+from producer.handle import JobEvent, JobHandle
+from producer.manifest import Manifest
 
-__all__ = ["Client", "InpaintJob", "JobHandle", "JobResult", "LoraRef"]
+__all__ = [
+    "BatchHandle",
+    "BatchSummary",
+    "Client",
+    "InpaintJob",
+    "JobEvent",
+    "JobHandle",
+    "JobResult",
+    "JobState",
+    "LoraRef",
+    "Manifest",
+]

@@ -11,23 +11,28 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 
 from farm import keys
-from farm.errors import InputNotFound, ObjectExists, QueueUnavailable, ResultTimeout
-from farm.ledger import Batches, JobRef, Ledger
-from farm.schemas import BatchFooter, BatchSummary, JobResult
+from farm.errors import InputNotFound, InvalidParameter, ObjectExists, QueueUnavailable, ResultTimeout
+from farm.ledger import JobRef, Ledger
+from farm.schemas import BatchFooter, BatchSummary, InpaintJob, JobResult
 from farm.shards import Shelf
+from farm.signing import split_line
 from farm.states import JobState
+from producer.following import Following, skipping
+from producer.handle import JobHandle
+from producer.index import Index
+from producer.results import MAX_RESULT_BYTES, read_results
 
 LOOK_AGAIN_SECONDS = 30.0
-_MAX_RESULT_BYTES = 4 * 1024**2
 _READERS = 16  # results on their way at once
 
 
 class BatchHandle:
     """What `Client.submit_batch` returns; `Client.batch(id)` opens it again."""
 
-    def __init__(self, footer: BatchFooter, shelf: Shelf, ledger: Ledger, batches: Batches):
+    def __init__(self, footer: BatchFooter, shelf: Shelf, index: Index):
         self.id, self.tenant, self.jobs = footer.batch_id, footer.tenant, footer.jobs
-        self._footer, self._shelf, self._ledger, self._batches = footer, shelf, ledger, batches
+        self._footer, self._shelf, self._index = footer, shelf, index
+        self._ledger, self._batches = index.ledger, index.batches
 
     def __repr__(self) -> str:
         return f"BatchHandle(id={self.id!r}, jobs={self.jobs})"
@@ -51,7 +56,7 @@ class BatchHandle:
     def _summary(self) -> BatchSummary | None:
         try:
             uri = keys.summary(self._shelf.root, self.tenant, self.id)
-            return BatchSummary.from_json(self._shelf.store.get(uri, max_bytes=_MAX_RESULT_BYTES).data)
+            return BatchSummary.from_json(self._shelf.store.get(uri, max_bytes=MAX_RESULT_BYTES).data)
         except InputNotFound:
             return None
 
@@ -75,20 +80,39 @@ class BatchHandle:
     def results(self) -> Iterator[JobResult]:
         """The results there are now, in the order of the jobs; those of retried jobs are the newest."""
         with ThreadPoolExecutor(_READERS) as pool:
-            for refs in self._refs():
-                yield from (result for result in pool.map(self._result, refs) if result is not None)
+            for refs in self.refs():
+                yield from (result for result in self._read(pool, refs) if result is not None)
 
-    def _refs(self) -> Iterator[list[JobRef]]:
+    def follow(
+        self, *, ordered: bool = True, skip: int = 0, timeout: float | None = None,
+        on_result: Callable[[JobResult], object] = lambda _: None, on_wait: Callable[[], object] = lambda: None,
+    ) -> Iterator[JobResult]:  # fmt: skip
+        """Every job's result, each as soon as it is there, in the order of the jobs or as they end; memory is bounded.
+
+        The first `skip` jobs are left out. `on_result` is told of each when it is read, which may be before its turn;
+        `on_wait` is called before each pause. Raises ResultTimeout when none has ended for `timeout` seconds.
+        """
+        following = Following(self._index, self._shelf.store, self._shelf.root)
+        return following.results(
+            skipping(self.refs(), skip), ordered=ordered, timeout=timeout, on_result=on_result, on_wait=on_wait
+        )
+
+    def job(self, custom_id: str) -> JobHandle:
+        """One of its jobs. Raises InvalidParameter if there is none of this name. Reads the batch up to it."""
+        wanted = keys.job_id(self.tenant, self.id, custom_id)
+        ref = next((ref for refs in self.refs() for ref in refs if ref.job_id == wanted), None)
+        if ref is None:
+            raise InvalidParameter("custom_id", f"{custom_id!r} is no job of batch {self.id}")
+        return opened(self._shelf, self._ledger, ref)
+
+    def refs(self) -> Iterator[list[JobRef]]:
+        """Where its jobs lie, a shard at a time, in their order; each at its newest generation."""
         later = self._shelf.generations(self.tenant, self.id)
         for shard in range(self._footer.shards):
             yield self._shelf.refs(self.tenant, self.id, shard, later)
 
-    def _result(self, ref: JobRef) -> JobResult | None:
-        uri = keys.result(self._shelf.root, ref.tenant, ref.batch_id, ref.job_id, ref.generation)
-        try:
-            return JobResult.from_json(self._shelf.store.get(uri, max_bytes=_MAX_RESULT_BYTES).data)
-        except InputNotFound:
-            return None
+    def _read(self, pool: ThreadPoolExecutor, refs: Sequence[JobRef]) -> list[JobResult | None]:
+        return read_results(pool, self._shelf.store, self._shelf.root, refs)
 
     # What can be done to it
 
@@ -111,9 +135,9 @@ class BatchHandle:
     def retry_failed(self, *, codes: frozenset[str] | None = None) -> int:
         """Give every failed job (with one of `codes`) another generation; how many. The old results stay."""
         refs: list[JobRef] = []
-        for group in self._refs():
-            with ThreadPoolExecutor(_READERS) as pool:
-                results = zip(group, pool.map(self._result, group), strict=True)
+        with ThreadPoolExecutor(_READERS) as pool:
+            for group in self.refs():
+                results = zip(group, self._read(pool, group), strict=True)
                 refs += [ref for ref, result in results if result is not None and _failed(result, codes)]
         return self.retry(refs)
 
@@ -146,6 +170,12 @@ class BatchHandle:
     def _known(self, known: bool) -> None:
         if not known:
             raise QueueUnavailable(f"The index does not know batch {self.id}: it is over, or the index is being made.")
+
+
+def opened(shelf: Shelf, ledger: Ledger, ref: JobRef) -> JobHandle:
+    """The handle of an accepted job, its spec read from the store. Raises SpecUnreadable."""
+    line, _ = split_line(shelf.lines([ref])[0])
+    return JobHandle(ref, InpaintJob.from_json(line), shelf.store, ledger, shelf.root)
 
 
 def write_retry(shelf: Shelf, tenant: str, batch: str, refs: Sequence[JobRef]) -> list[JobRef]:

@@ -12,50 +12,51 @@ import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from datetime import UTC, datetime
-from typing import cast
-
-import redis
+from itertools import count, islice
+from pathlib import Path
 
 from farm import keys
 from farm.config import Settings, load_settings
 from farm.errors import (
     DeadlineInPast,
-    FarmFull,
     IdempotencyConflict,
     InputNotFound,
     InvalidParameter,
     ObjectExists,
     QueueUnavailable,
 )
-from farm.ledger import Batches, JobRef, Ledger, connect
-from farm.ledger.connection import mapped
-from farm.schemas import BatchFooter, InpaintJob, spec_line
+from farm.ledger import JobRef, connect
+from farm.schemas import BatchFooter, InpaintJob, JobResult, spec_line
 from farm.shards import MAX_BYTES, Shard, Shelf, shards_of, sized
 from farm.signing import split_line
 from farm.storage import ObjectStore
 from farm.tenants import Tenants
-from producer.batch import BatchHandle, write_retry
+from producer.batch import BatchHandle, opened, write_retry
+from producer.following import Following
 from producer.handle import JobHandle
+from producer.index import Index
+from producer.manifest import Manifest
 
 log = logging.getLogger(__name__)
 
 # Without word from the producer somebody looks into the store after so long.
 LOOK_AGAIN_SECONDS = 30.0
 _UPLOADS = 4  # shards on their way at once
-_ROOM_SECONDS = 1.0  # Redis is asked for its memory at most so often
 
 
 class Client:
     """A connection to one farm: its Redis and its store, from `settings` or the FARM_* environment."""
 
-    def __init__(self, settings: Settings | None = None, *, store: ObjectStore | None = None):
+    def __init__(
+        self, settings: Settings | None = None, *, store: ObjectStore | None = None, index: Index | None = None
+    ):
+        """`store` and `index`: others than those that the settings name."""
         self.settings = settings or load_settings()
         self.store = store or self.settings.open_store()
-        self._redis = connect(self.settings.redis_url)
-        self._ledger, self._batches = Ledger(self._redis), Batches(self._redis)
+        self.index = index or Index(connect(self.settings.redis_url))
+        self._ledger, self._batches = self.index.ledger, self.index.batches
         self._shelf = Shelf(self.store, self.settings.store)
-        self._tenants = Tenants.load(self.settings)
-        self._room_seen = -_ROOM_SECONDS
+        self.tenants = Tenants.load(self.settings)
 
     def ping(self) -> None:
         """Raises QueueUnavailable if Redis does not answer."""
@@ -89,28 +90,47 @@ class Client:
             log.warning("%s: job %s waits until somebody looks", error.code, ref.job_id)
         return JobHandle(ref, job, self.store, self._ledger, self.settings.store)
 
+    def job(self, address: str, *, tenant: str = "default") -> JobHandle:
+        """A job that was submitted before, by its handle's `address`; the batch id of one that was submitted alone
+        will do.
+
+        Raises InvalidParameter if there is none.
+        """
+        batch, _, custom_id = address.partition("/")
+        try:
+            refs = self._shelf.refs(tenant, batch, keys.SINGLE, self._shelf.generations(tenant, batch))
+        except InputNotFound:
+            if not custom_id:
+                raise InvalidParameter("address", f"{address!r} is no job of tenant {tenant!r} in this farm") from None
+            return self.batch(batch, tenant=tenant).job(custom_id)
+        if custom_id and refs[0].job_id != keys.job_id(tenant, batch, custom_id):
+            raise InvalidParameter("address", f"{batch} is a job, but not {custom_id!r}")
+        return opened(self._shelf, self._ledger, refs[0])
+
     # Batches
 
     def submit_batch(
-        self, jobs: Iterable[InpaintJob], *, tenant: str = "default", idempotency_key: str | None = None
+        self, jobs: Iterable[InpaintJob] | str | Path, *, tenant: str = "default", idempotency_key: str | None = None
     ) -> BatchHandle:
         """Accept any number of jobs of one tenant at once: all of them, or, when this raises, none.
 
-        `jobs` is read once and never held as a whole. Jobs without a custom_id are named after their place. The same
-        `idempotency_key` with the same jobs gives the same batch, and goes on with one that was cut off; with other
-        jobs it raises IdempotencyConflict. Raises as `submit` does, and InvalidParameter for a custom_id that comes
-        twice or a job of another tenant.
+        `jobs` (or the address of a manifest) is read once and never held as a whole. Jobs without a custom_id are
+        named after their place. The same `idempotency_key` with the same jobs gives the same batch, and goes on with
+        one that was cut off; with other jobs it raises IdempotencyConflict. Raises as `submit` does, and
+        InvalidParameter for a custom_id that comes twice or a job of another tenant.
         """
+        if isinstance(jobs, (str, Path)):
+            jobs = Manifest(jobs, settings=self.settings, store=self.store)
         batch = keys.batch_id(tenant, idempotency_key, single=False)
         self._announce(tenant, batch)
-        count = shards = priority = 0
+        total = shards = priority = 0
         model = ""
         for shard, first in self._uploaded(tenant, batch, jobs):
             if not shard.number:
                 priority, model = shard.priority, first
-            count, shards = count + shard.jobs, shards + 1
+            total, shards = total + shard.jobs, shards + 1
         footer = BatchFooter(
-            tenant=tenant, batch_id=batch, jobs=count, shards=shards, priority=priority,
+            tenant=tenant, batch_id=batch, jobs=total, shards=shards, priority=priority,
             model=model or self.settings.model,
         )  # fmt: skip
         self._create(keys.batch_footer(self.settings.store, tenant, batch), footer.to_json(), "batch")
@@ -120,14 +140,44 @@ class Client:
                 self._batches.cancel(batch)
         except QueueUnavailable as error:
             log.warning("%s: batch %s waits until somebody looks", error.code, batch)
-        return BatchHandle(footer, self._shelf, self._ledger, self._batches)
+        return BatchHandle(footer, self._shelf, self.index)
 
     def batch(self, batch_id: str, *, tenant: str = "default") -> BatchHandle:
         """A batch that was accepted before. Raises InvalidParameter if there is none of this name."""
         footer = self._shelf.footer(tenant, batch_id)
         if footer is None:
             raise InvalidParameter("batch_id", f"{batch_id!r} is no batch of tenant {tenant!r} in this farm")
-        return BatchHandle(footer, self._shelf, self._ledger, self._batches)
+        return BatchHandle(footer, self._shelf, self.index)
+
+    def map(
+        self, jobs: Iterable[InpaintJob] | str | Path, *, ordered: bool = True, tenant: str = "default",
+        window: int = 1000, chunk: int = 100, timeout: float | None = None, idempotency_key: str | None = None,
+    ) -> Iterator[JobResult]:  # fmt: skip
+        """The result of every job, in the jobs' order or (`ordered=False`) as they end; a failed job's result, too.
+
+        `jobs` may be endless: it is read as results are taken, and about `window` jobs are in the farm or held back at
+        a time. They are submitted `chunk` at once, so a `jobs` that yields slowly wants a small one. The same jobs
+        under the same `idempotency_key` (and chunk) render once, so that a loop that was cut off can be run again.
+        What was submitted is rendered although nobody takes its result. Raises as `submit_batch` does, and
+        ResultTimeout when nothing has ended for `timeout` seconds.
+        """
+        if isinstance(jobs, (str, Path)):
+            jobs = Manifest(jobs, settings=self.settings, store=self.store)
+        source = iter(jobs)
+
+        def submitted() -> Iterator[list[JobRef]]:
+            for number in count():
+                some = [
+                    job if job.custom_id else job.model_copy(update={"custom_id": f"{number * chunk + place:08d}"})
+                    for place, job in enumerate(islice(source, chunk))
+                ]
+                if not some:
+                    return
+                key = None if idempotency_key is None else f"{idempotency_key}/{number}"
+                yield from self.submit_batch(some, tenant=tenant, idempotency_key=key).refs()
+
+        following = Following(self.index, self.store, self.settings.store, window=window)
+        return following.results(submitted(), ordered=ordered, timeout=timeout)
 
     def retry(self, ref: JobRef) -> bool:
         """Give a job that failed another generation, its old result stays; False if it has one already."""
@@ -173,15 +223,13 @@ class Client:
 
     def _line(self, job: InpaintJob, batch: str) -> bytes:
         """A job's spec as it is stored, if its tenant may submit it: the checks that the worker makes again."""
-        self._tenants.check_job(job)
-        return sized(self._tenants.seal(spec_line(job), tenant=job.tenant, batch_id=batch))
+        self.tenants.check_job(job)
+        return sized(self.tenants.seal(spec_line(job), tenant=job.tenant, batch_id=batch))
 
     def _announce(self, tenant: str, batch: str) -> None:
         """Refuse before anything is accepted, not after."""
-        if time.monotonic() - self._room_seen > _ROOM_SECONDS:
-            _check_room(self._redis, self.settings.redis_full_at)
-            self._room_seen = time.monotonic()
-        quota = self._tenants.policy(tenant).max_queued or self.settings.tenant_quota
+        self.index.check_room(self.settings.redis_full_at)
+        quota = self.tenants.policy(tenant).max_queued or self.settings.tenant_quota
         self._batches.announce(tenant, batch, look_again_in=LOOK_AGAIN_SECONDS, quota=quota)
 
     def _create(self, uri: str, data: bytes, what: str) -> None:
@@ -208,12 +256,3 @@ def _unsigned(lines: bytes) -> list[bytes]:
 
 def _late(job: InpaintJob) -> bool:
     return job.deadline is not None and job.deadline <= datetime.now(UTC)
-
-
-def _check_room(client: redis.Redis, full_at: float) -> None:
-    """Raises FarmFull when Redis is nearly out of memory: a row that does not fit would be an error later."""
-    with mapped():
-        memory = cast("dict[str, int]", client.info("memory"))
-    most, used = memory.get("maxmemory", 0), memory.get("used_memory", 0)
-    if most and used > full_at * most:
-        raise FarmFull(f"Redis has {used:,} of {most:,} bytes in use; try later, or give it more memory.")

@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import farm
 from farm import keys
-from farm.errors import Canceled, InputNotFound, JobFailed, ObjectExists, QueueUnavailable, ResultTimeout
+from farm.errors import Canceled, JobFailed, ObjectExists, QueueUnavailable, ResultTimeout
 from farm.ledger import JobRef, Ledger
 from farm.schemas import ErrorInfo, InpaintJob, JobResult
 from farm.states import JobState
 from farm.storage import ObjectStore
+from producer.results import read_result
 
-_MAX_RESULT_BYTES = 4 * 1024**2
+
+@dataclass(frozen=True, slots=True)
+class JobEvent:
+    """A job came into another state. `at` is when this client saw it; `result` comes with the last event."""
+
+    state: JobState
+    at: datetime
+    result: JobResult | None = None
 
 
 class JobHandle:
-    """What `Client.submit` returns. The store answers; Redis only makes the answer quick."""
+    """What `Client.submit` returns; `Client.job` opens it again. The store answers; Redis only makes it quick."""
 
     def __init__(self, ref: JobRef, job: InpaintJob, store: ObjectStore, ledger: Ledger, root: str):
-        self._ref, self.job, self._store, self._ledger = ref, job, store, ledger
+        self._ref, self.job, self._store, self._ledger, self._root = ref, job, store, ledger, root
         self._result_uri = keys.result(root, ref.tenant, ref.batch_id, ref.job_id, ref.generation)
 
     @property
@@ -32,8 +42,13 @@ class JobHandle:
     def batch_id(self) -> str:
         return self._ref.batch_id
 
+    @property
+    def address(self) -> str:
+        """What `Client.job` and `farm status` take: "<batch id>/<custom_id>"."""
+        return f"{self._ref.batch_id}/{self.job.custom_id}"
+
     def __repr__(self) -> str:
-        return f"JobHandle(id={self.id!r}, custom_id={self.job.custom_id!r})"
+        return f"JobHandle(address={self.address!r}, id={self.id!r})"
 
     def status(self) -> JobState:
         """Where the job is now; a result outranks the index. Raises StoreUnavailable."""
@@ -52,10 +67,27 @@ class JobHandle:
 
     def peek(self) -> JobResult | None:
         """The result if the job has ended, else None; never waits."""
-        try:
-            return JobResult.from_json(self._store.get(self._result_uri, max_bytes=_MAX_RESULT_BYTES).data)
-        except InputNotFound:
-            return None
+        return read_result(self._store, self._root, self._ref)
+
+    def events(self, timeout: float | None = None) -> Iterator[JobEvent]:
+        """The job's states from now on, as this client sees them (short ones may be missed); the last has the result.
+
+        Raises ResultTimeout when the job has not ended after `timeout` seconds.
+        """
+        end = None if timeout is None else time.monotonic() + timeout
+        seen, pause = None, 0.05
+        while True:
+            result = self.peek()
+            state = result.status if result else self._indexed() or JobState.QUEUED
+            if state is not seen:
+                yield JobEvent(state, datetime.now(UTC), result)
+                seen, pause = state, 0.05
+            if result is not None:
+                return
+            if end is not None and time.monotonic() >= end:
+                raise ResultTimeout(f"Job {self.id} has not ended after {timeout:g} s; it is {state}.")
+            time.sleep(pause if end is None else max(0.0, min(pause, end - time.monotonic())))
+            pause = min(pause * 1.5, 0.5)
 
     def result(self, timeout: float | None = None, *, check: bool = True) -> JobResult:
         """Wait up to `timeout` seconds (None: for ever) for the job to end.

@@ -1,0 +1,129 @@
+"""What a worker would say of a job's pictures, said by a client: the same checks of the same bytes, the same words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from io import BytesIO
+
+from PIL import Image, ImageOps
+
+from farm.errors import ImageTruncated, InvalidInput, InvalidParameter, MaskEmpty, MaskSizeMismatch
+from farm.image_structure import UNREADABLE
+from farm.pictures import open_picture, probe, recognised
+
+Size = tuple[int, int]  # width, height in px
+
+_ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)  # EXIF's tag, and its values that swap width and height
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """A decoded job: `image` upright in RGB; `edits` in mode L, 255 where the picture may change and 0 elsewhere."""
+
+    image: Image.Image
+    edits: Image.Image
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def coverage(self) -> float:
+        """The share of the picture that may change, above 0 and up to 1."""
+        return self.edits.histogram()[255] / (self.edits.width * self.edits.height)
+
+
+def inspect(image: bytes, mask: bytes | None, *, polarity: str, max_pixels: int) -> Inspected:
+    """Judge and decode a job's picture and its mask (None: the picture's own transparency).
+
+    Raises UnsupportedImageFormat, ImageTruncated, ImageTooLarge, ImageSizeOutOfRange, AnimatedImageUnsupported,
+    MaskSizeMismatch, MaskEmpty, InvalidParameter.
+    """
+    picture = decoded(image, "image", max_pixels)
+    return Inspected(picture.convert("RGB"), *edits_of(picture, mask, polarity=polarity, max_pixels=max_pixels))
+
+
+def edits_of(
+    picture: Image.Image | Size, mask: bytes | None, *, polarity: str, max_pixels: int
+) -> tuple[Image.Image, tuple[str, ...]]:
+    """Where a picture (or one of that size, if there is a mask) may change, and warnings. Raises as `inspect`."""
+    size = picture.size if isinstance(picture, Image.Image) else picture
+    if mask is None:
+        assert isinstance(picture, Image.Image), "only the picture itself has transparency"
+        edits = _transparent(picture, "image", "give a mask, or an image whose transparent part is to be painted")
+    else:
+        drawn = decoded(mask, "mask", max_pixels)
+        check_size(drawn.size, size)
+        if polarity == "transparent_edits":
+            edits = _transparent(drawn, "mask", "give a mask with an alpha channel, or another mask_polarity")
+        else:
+            edits = drawn.convert("L").point(lambda value: 255 if value >= 128 else 0)
+            if polarity == "black_edits":
+                edits = ImageOps.invert(edits)
+    least, most = edits.getextrema()
+    if most == 0:
+        raise MaskEmpty("The mask selects nothing; paint white (or choose another mask_polarity) where to edit.")
+    keeps_nothing = "The mask keeps nothing: the whole picture is repainted."
+    return edits, (keeps_nothing,) if least == 255 else ()
+
+
+def check_size(mask: Size, image: Size) -> None:
+    """Raises MaskSizeMismatch."""
+    if mask != image:
+        raise MaskSizeMismatch(
+            f"The mask is {mask[0]}×{mask[1]} px and the image {image[0]}×{image[1]}; "
+            "make the mask for this very image."
+        )
+
+
+def decoded(data: bytes, what: str, max_pixels: int) -> Image.Image:
+    """The picture in `data`, upright, in 8 bits a channel. `what` begins an error's message."""
+    try:
+        name = probe(data, max_pixels=max_pixels).format
+        picture: Image.Image = open_picture(data, name)
+        picture.load()
+        picture = ImageOps.exif_transpose(picture)
+    except InvalidInput as error:
+        raise type(error)(f"{what}: {error}") from None
+    except UNREADABLE as error:
+        raise ImageTruncated(f"{what}: The file cannot be decoded ({type(error).__name__}); send it again.") from None
+    if picture.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip to 255
+        picture = picture.point(lambda value: value / 256).convert("L")
+    return picture
+
+
+def size_of(data: bytes, what: str, max_pixels: int) -> Size:
+    """The size of a picture upright, judged from the whole file without decoding it. Raises as `probe` does."""
+    try:
+        probe(data, max_pixels=max_pixels)
+        return _upright(open_picture(data, recognised(data)))
+    except InvalidInput as error:
+        raise type(error)(f"{what}: {error}") from None
+
+
+def size_at_start(start: bytes) -> Size | None:
+    """The size of a picture upright, told by the first part of its file; None where that part does not tell it."""
+    try:
+        return _upright(open_picture(start, recognised(start)))
+    except (InvalidInput, *UNREADABLE):
+        return None
+
+
+def _upright(picture: Image.Image) -> Size:
+    width, height = picture.size
+    try:
+        turned = picture.getexif().get(_ORIENTATION) in _TURNED
+    except UNREADABLE:
+        turned = False
+    return (height, width) if turned else (width, height)
+
+
+def _transparent(picture: Image.Image, what: str, cure: str) -> Image.Image:
+    alpha = picture.convert("RGBA").getchannel("A") if picture.has_transparency_data else None
+    if alpha is None or alpha.getextrema()[0] == 255:
+        raise InvalidParameter("mask", f"is missing and the {what} has no transparency: {cure}")
+    return alpha.point(lambda value: 255 if value < 128 else 0)
+
+
+def encoded(picture: Image.Image, output_format: str, quality: int) -> bytes:
+    """The picture's file. `quality` 1–100 does not concern PNG."""
+    buffer = BytesIO()
+    picture.save(buffer, output_format.upper(), **({} if output_format == "png" else {"quality": quality}))
+    return buffer.getvalue()
