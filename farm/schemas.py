@@ -355,6 +355,10 @@ class BatchSummary(Message):
     paused: bool = False
     canceled: bool = False
     retries: int = 0  # how often jobs of it were given another generation
+    finished_at: datetime | None = None  # when its last job was counted; None while any is left
+    # Once it is over its results are rolled into shards, in the order of its jobs: <results><shard, 5 digits>.ndjson,
+    # a line a job. One that is not there yet, or is empty: those of its jobs lie by themselves.
+    results: str | None = None
 
     @property
     def ended(self) -> int:
