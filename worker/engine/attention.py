@@ -6,21 +6,25 @@ Query, key and value are parameters of their own, under diffusers' names, so tha
 """
 
 from collections.abc import Callable, Sequence
-from typing import Self
+from typing import Self, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worker.engine.attention_products import AttentionProduct, scaled_dot_product
+from worker.engine.conditions import KeysValues
 from worker.engine.ip_attention import ImageKeyValue, ImagePrompt
 from worker.engine.packed import PackedLinear
+
+Context: TypeAlias = Tensor | KeysValues  # the text [B, L, D], or what the layers made of it
 
 
 class Attention(nn.Module):
     """softmax(q kᵀ / √d) v over `heads` heads, then a linear layer: [B, N, query_width] → the same shape.
 
-    Keys and values come from `context` [B, L, context_width], or from the input where there is none.
+    Keys and values come from `context` [B, L, context_width], or from the input where there is none; or they are given
+    in the context's place, and this layer's are found there at its `place` among a network's cross-attention layers.
     """
 
     def __init__(
@@ -44,22 +48,31 @@ class Attention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(inner, query_width, bias=out_bias)])
         self.product: AttentionProduct = scaled_dot_product
         self.packed: PackedLinear | None = None
+        self.place: int | None = None  # for the network to set
         self.image_layers: tuple[ImageKeyValue, ...] = ()  # owned by the adapters that put them here
 
-    def forward(self, x: Tensor, context: Tensor | None = None, images: Sequence[ImagePrompt] = ()) -> Tensor:
+    def forward(self, x: Tensor, context: Context | None = None, images: Sequence[ImagePrompt] = ()) -> Tensor:
         query, key, value = map(self.split_heads, self.project(x, x if context is None else context))
         attended = self.join_heads(self.product(query, key, value))
         for layer, prompt in zip(self.image_layers, images, strict=False):  # without images a loaded adapter is silent
             attended = layer(attended, query, prompt, self)
         return self.to_out[0](attended)
 
-    def project(self, x: Tensor, source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x: Tensor, source: Context) -> tuple[Tensor, Tensor, Tensor]:
         """Query, key and value, [B, N or L, heads · d] each; in one product where the weights lie packed."""
+        if isinstance(source, KeysValues):
+            return self.to_q(x), *source.of(self.place)
+        if self.is_cross_attention:
+            return self.to_q(x), *self.keys_values(source)
         if self.packed is None or not self.packed.stands_for(self._together()):
             return self.to_q(x), self.to_k(source), self.to_v(source)
-        if self.is_cross_attention:
-            return self.to_q(x), *self.packed(source)
         return self.packed(x)
+
+    def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Of a cross-attention layer for `context` [B, L, context_width]: [B, L, heads · d] each."""
+        if self.packed is None or not self.packed.stands_for(self._together()):
+            return self.to_k(context), self.to_v(context)
+        return self.packed(context)
 
     def pack(self) -> None:
         """Lay the weights of query, key and value (of key and value, for cross-attention) side by side in memory."""
@@ -131,7 +144,7 @@ class BasicTransformerBlock(nn.Module):
         self.norm3 = nn.LayerNorm(width)
         self.ff = FeedForward(width)
 
-    def forward(self, x: Tensor, context: Tensor, images: Sequence[ImagePrompt] = ()) -> Tensor:
+    def forward(self, x: Tensor, context: Context, images: Sequence[ImagePrompt] = ()) -> Tensor:
         x = self.attn1(self.norm1(x), context if self.only_cross_attention else None) + x
         x = self.attn2(self.norm2(x), context, images) + x
         return self.ff(self.norm3(x)) + x
@@ -167,7 +180,7 @@ class Transformer2DModel(nn.Module):
         )
         self.proj_out = nn.Linear(width, channels) if use_linear_projection else nn.Conv2d(width, channels, 1)
 
-    def forward(self, x: Tensor, context: Tensor, images: Sequence[ImagePrompt] = ()) -> Tensor:
+    def forward(self, x: Tensor, context: Context, images: Sequence[ImagePrompt] = ()) -> Tensor:
         hidden = self.norm(x)
         if self.use_linear_projection:
             hidden = self.proj_in(_to_tokens(hidden))

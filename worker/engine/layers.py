@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from worker.engine.conditions import TimeStates
+
 
 def sinusoidal_embedding(timesteps: Tensor, width: int, *, flip_sin_to_cos: bool, freq_shift: float) -> Tensor:
     """Vaswani et al. 2017 (https://arxiv.org/abs/1706.03762), section 3.5, over time instead of position.
@@ -46,8 +48,9 @@ class TimestepEmbedding(nn.Module):
 class ResnetBlock2D(nn.Module):
     """(shortcut(x) + conv(silu(norm(conv(silu(norm(x))) + W time)))) / divisor: [B, in, h, w] → [B, out, h, w].
 
-    `time` [B, time_width] comes activated, since every block of a network takes the same silu of it; with `time_width`
-    None no time enters (the autoencoder). The 1×1 shortcut exists only where the width changes.
+    `time` [B, time_width] comes activated, since every block of a network takes the same silu of it, or projected
+    already, and then this block's part is at its `place` among the network's. With `time_width` None no time enters
+    (the autoencoder). The 1×1 shortcut exists only where the width changes.
     """
 
     def __init__(
@@ -70,11 +73,13 @@ class ResnetBlock2D(nn.Module):
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.conv_shortcut = None if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
         self.divisor = divisor
+        self.place: int | None = None  # for the network to set
 
-    def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor | TimeStates | None = None) -> Tensor:
         hidden = self.conv1(F.silu(self.norm1(x)))
         if self.time_emb_proj is not None:
-            hidden = hidden + self.time_emb_proj(time)[:, :, None, None]
+            shift = time.of(self.place) if isinstance(time, TimeStates) else self.time_emb_proj(time)
+            hidden = hidden + shift[:, :, None, None]
         hidden = self.conv2(self.dropout(F.silu(self.norm2(hidden))))
         shortcut = x if self.conv_shortcut is None else self.conv_shortcut(x)
         total = shortcut + hidden

@@ -1,6 +1,7 @@
 """The UNet's three kinds of block, each built from one row of the table in `unet_spec`.
 
-Feature maps are [B, C, h, w], `time` is [B, time_width] and already activated, `context` [B, L, D] is the text.
+Feature maps are [B, C, h, w], `time` is [B, time_width] and already activated, `context` [B, L, D] is the text; or
+each is what the layers make of it, made beforehand (`conditions`).
 """
 
 from collections.abc import Sequence
@@ -9,7 +10,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from worker.engine.attention import Transformer2DModel
+from worker.engine.attention import Context, Transformer2DModel
+from worker.engine.conditions import TimeStates
 from worker.engine.config import Config
 from worker.engine.freeu import FreeU
 from worker.engine.ip_attention import ImagePrompt
@@ -17,6 +19,7 @@ from worker.engine.layers import Downsample2D, ResnetBlock2D, Upsample2D
 from worker.engine.unet_spec import BlockSpec
 
 Images: TypeAlias = Sequence[ImagePrompt]
+Time: TypeAlias = Tensor | TimeStates
 
 
 class _Block(nn.Module):
@@ -58,7 +61,7 @@ class DownBlock(_Block):
         sampler = [Downsample2D(spec.out_channels, config.downsample_padding)] if spec.resample else []
         self.downsamplers = nn.ModuleList(sampler)
 
-    def forward(self, x: Tensor, time: Tensor, context: Tensor, images: Images) -> tuple[Tensor, list[Tensor]]:
+    def forward(self, x: Tensor, time: Time, context: Context, images: Images) -> tuple[Tensor, list[Tensor]]:
         skips = []
         for index, resnet in enumerate(self.resnets):
             x = resnet(x, time)
@@ -78,7 +81,7 @@ class MidBlock(_Block):
         transformers = len(spec.in_channels) - 1
         super().__init__(spec, config, time_width, transformers, divisor=config.mid_block_scale_factor)
 
-    def forward(self, x: Tensor, time: Tensor, context: Tensor, images: Images) -> Tensor:
+    def forward(self, x: Tensor, time: Time, context: Context, images: Images) -> Tensor:
         x = self.resnets[0](x, time)
         for attention, resnet in zip(self.attentions, self.resnets[1:], strict=True):
             x = resnet(attention(x, context, images), time)
@@ -93,7 +96,7 @@ class UpBlock(_Block):
         self.upsamplers = nn.ModuleList([Upsample2D(spec.out_channels)] if spec.resample else [])
         self.freeu: FreeU | None = None
 
-    def forward(self, x: Tensor, time: Tensor, context: Tensor, images: Images, skips: list[Tensor]) -> Tensor:
+    def forward(self, x: Tensor, time: Time, context: Context, images: Images, skips: list[Tensor]) -> Tensor:
         for index, resnet in enumerate(self.resnets):
             skip = skips.pop()
             if self.freeu is not None:
