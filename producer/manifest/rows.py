@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
@@ -53,8 +52,7 @@ def _object(line: bytes) -> dict[str, Any] | FarmError:
 
 def _csv(file: BinaryIO) -> Iterator[RawRow]:
     """Columns are fields; an empty cell is an absent field, `metadata.x` a member, a cell like `[…]` or `{…}` JSON."""
-    text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
-    reader = csv.reader(text, strict=True)
+    reader = csv.reader(_decoded(file), strict=True)
     try:
         header = [name.strip() for name in next(reader, [])]
         if len(set(header)) < len(header):
@@ -69,8 +67,13 @@ def _csv(file: BinaryIO) -> Iterator[RawRow]:
             yield place, _nested(dict(zip(header, cells, strict=False)))
     except (csv.Error, UnicodeDecodeError) as error:
         raise InvalidParameter("manifest", f"is not CSV in UTF-8 after line {reader.line_num}: {error}") from None
-    finally:
-        text.detach()
+
+
+def _decoded(file: BinaryIO) -> Iterator[str]:
+    encoding = "utf-8-sig"  # spreadsheets begin a file with a mark
+    while line := file.readline(MAX_SPEC_BYTES):
+        yield line.decode(encoding)
+        encoding = "utf-8"
 
 
 def _nested(cells: dict[str, str]) -> dict[str, Any] | FarmError:
