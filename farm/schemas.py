@@ -324,6 +324,7 @@ class JobResult(Message):
     seed: int | None = None
     attempt: int = 0
     timings: dict[str, float] = Field(default_factory=dict)  # stage → seconds
+    gpu_seconds: float = 0.0  # of the device, for all of the job's pictures: what it costs
     lora_swap_seconds: float = 0.0
     hashes: Hashes = Hashes()
     version: str = ""  # of this package
