@@ -55,6 +55,9 @@ class Settings(BaseSettings):
     # Rows of one tenant and model in Redis, 0.5 kB each; further jobs wait in the store, a shard of 1,000 at a time.
     max_indexed: int = Field(default=4000, ge=1)
 
+    # What it costs
+    gpu_hour_price: float = Field(default=0.0, ge=0)  # of one device for an hour, in your currency; 0: not known
+
     # Limits of what comes in
     max_image_bytes: int = 256 * 1024**2
     max_image_pixels: int = 100_000_000
