@@ -51,6 +51,15 @@ class _Loaded:
     version: Version
 
 
+@dataclass(frozen=True)
+class _Look:
+    """What is known of an object before it is read: where that is known, which bytes it holds."""
+
+    etag: str
+    size: int
+    version: Version | None
+
+
 class LoraBank:
     """Weights files by what they are (their sha256), each read once however many jobs want it at the same time.
 
@@ -179,8 +188,7 @@ class LoraBank:
         """The ref's asset in its nearest tier; None if it was only wanted ahead of time and there is no room there."""
         begin = time.monotonic()
         try:
-            version = self._looked_up(ref, since)
-            asset, version = self._in_ram(ref, version, flight)
+            asset, version = self._in_ram(ref, self._looked_up(ref, since), flight)
         except InputNotFound:
             raise LoraNotFound(f"There is no weights file at {ref.path}; check the address.") from None
         _, place = self._nearest(ref)
@@ -192,20 +200,22 @@ class LoraBank:
         metrics.lora_load_seconds.labels(asset.tier).observe(time.monotonic() - begin)
         return _Loaded(asset, version)
 
-    def _looked_up(self, ref: Ref, since: float) -> Version | None:
-        """What is known of the object as it is, if it has been read before; None if it is to be read."""
+    def _looked_up(self, ref: Ref, since: float) -> _Look:
         last = self._versions.last(ref.path)
         if last is None and self._disk is not None:
             last = self._disk.version(ref.path)
-        if last is None or serves(ref, last, since):
-            return last
-        at = time.monotonic()
-        if self._store.head(ref.path).etag != last.etag:
-            return None
+        if serves(ref, last, since):
+            return _Look(last.etag, last.size, last)
+        if last is None and ref.sha256 is not None:  # whatever is there, its bytes tell whether they are meant
+            return _Look("", 1, None)
+        at, info = time.monotonic(), self._store.head(ref.path)
+        if last is None or info.etag != last.etag:
+            return _Look(info.etag, info.size, None)
         check_pin(ref, last.sha256)
-        return replace(last, at=at)
+        return _Look(last.etag, last.size, replace(last, at=at))
 
-    def _in_ram(self, ref: Ref, version: Version | None, flight: Flight) -> tuple[Asset | None, Version | None]:
+    def _in_ram(self, ref: Ref, look: _Look, flight: Flight) -> tuple[Asset | None, Version | None]:
+        version = look.version
         if version is not None:
             self._versions.note(ref.path, version)
             key = (type(ref), version.sha256)
@@ -213,9 +223,9 @@ class LoraBank:
             for tier in (self._resident, self._ram):
                 if (asset := tier.find(key, ahead=not flight.urgent)) is not None:
                     return replace(asset, tier=tier.name), version
-        if not flight.urgent and not self._ram.has_room(version.size if version else 1) and self._disk is None:
+        if not flight.urgent and not self._ram.has_room(look.size) and self._disk is None:
             return None, version
-        data, version, tier_name = self._bytes(ref, version, flight)
+        data, version, tier_name = self._bytes(ref, look, flight)
         key = (type(ref), version.sha256)
         self._refuse_known(key)
         if not flight.urgent and not self._ram.has_room(len(data)):
@@ -224,13 +234,14 @@ class LoraBank:
         self._ram.put(key, asset, _size(asset), ahead=not flight.urgent)
         return replace(asset, tier=tier_name), version
 
-    def _bytes(self, ref: Ref, version: Version | None, flight: Flight) -> tuple[bytes, Version, str]:
+    def _bytes(self, ref: Ref, look: _Look, flight: Flight) -> tuple[bytes, Version, str]:
+        version = look.version
         if version is not None and self._disk is not None:
             data = self._disk.read(version.sha256, flight.moved)
             if data is not None:
                 return data, version, "disk"
         at = time.monotonic()
-        etag = version.etag if version and ref.sha256 is None else None  # a pin is told by the bytes
+        etag = look.etag if ref.sha256 is None else None  # pinned, it may have been written again with the same bytes
         found = self._store.get(ref.path, max_bytes=self._max_file_bytes, etag=etag, progress=flight.moved)
         digest = sha256(found.data).hexdigest()
         check_pin(ref, digest)
