@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -24,8 +24,6 @@ from farm.errors import (
     DeadlineExceeded,
     EmbeddingInvalid,
     FarmError,
-    InvalidInput,
-    LoraInvalid,
     ObjectExists,
     OutputExists,
     QueueForbidden,
@@ -42,7 +40,8 @@ from farm.states import JobState
 from farm.storage import ObjectStore
 from farm.tenants import Tenants
 from worker import images
-from worker.assets import Asset, Assets
+from worker.assets import Asset, Kind
+from worker.bank import Budgets, LoraBank
 from worker.lease import JobLease, Lease
 from worker.verdicts import Attempt, Verdicts
 
@@ -51,14 +50,6 @@ log = logging.getLogger(__name__)
 CLAIM_SECONDS = 0.2  # jobs are claimed together that end in so long
 MOST_CLAIMED = 64
 KEPT_SECONDS = 1.0  # what was claimed together and not begun by then is given back
-
-
-# What a file that cannot be read is told to be.
-_INVALID: dict[type, type[InvalidInput]] = {
-    LoraRef: LoraInvalid,
-    EmbeddingRef: EmbeddingInvalid,
-    IpAdapterRef: CheckpointInvalid,
-}
 
 
 @dataclass(frozen=True)
@@ -116,7 +107,7 @@ class Runner:
         self._shelf = Shelf(store, settings.store)
         self._drain_by: float | None = None
         self._seconds_a_job = 1.0
-        self._assets = Assets(store, max_bytes=settings.lora_ram_bytes, max_file_bytes=settings.max_lora_bytes)
+        self._bank = _bank(settings, store, renderer)
         self._prompt_length = None
         if settings.model_path is not None:
             from worker.prompt_length import (
@@ -160,12 +151,13 @@ class Runner:
         try:
             with Lease(self._ledger, refs, owner, lease_seconds=self._settings.lease_seconds) as lease:
                 lines = self._lines(refs)
+                self._look_ahead(mine, lines, began)
                 while todo and self._drain_by is None:
                     # A job that turns out slow keeps none of the others waiting for this worker.
                     if len(todo) < len(mine) and time.monotonic() - began > KEPT_SECONDS:
                         break
                     ref, claim = todo.pop()
-                    attempt = Attempt(ref, claim, timings={"queue_wait": claim.waited_seconds})
+                    attempt = Attempt(ref, claim, timings={"queue_wait": claim.waited_seconds}, claimed=began)
                     with job_context(job_id=ref.job_id, tenant=ref.tenant):
                         state = self._attempt(attempt, lines[ref.job_id], lease)
                     lease.drop(ref)
@@ -188,6 +180,17 @@ class Runner:
             return dict(zip((ref.job_id for ref in refs), self._shelf.lines(refs), strict=True))
         except FarmError as error:
             return dict.fromkeys((ref.job_id for ref in refs), error)
+
+    def _look_ahead(self, mine: list[tuple[JobRef, Claim]], lines: dict[str, bytes | FarmError], since: float) -> None:
+        """Have the weights of these jobs brought near, but not of those that took a worker down: it may be the weights.
+
+        What is wrong with a job is told when it has its turn.
+        """
+        for ref, claim in mine:
+            line = lines[ref.job_id]
+            if isinstance(line, bytes) and claim.outcome is not Outcome.CANCELED and not claim.crashes:
+                with suppress(FarmError):
+                    self._bank.prefetch(_brought(self._admitted(ref, line)), since=since)
 
     def _attempt(self, attempt: Attempt, line: bytes | FarmError, lease: Lease) -> JobState | None:
         try:
@@ -212,6 +215,12 @@ class Runner:
     # One attempt
 
     def _render(self, attempt: Attempt, line: bytes, lease: JobLease) -> tuple[tuple[Output, ...], Receipt | None]:
+        with ExitStack() as held:  # the job's weights, until its pictures are there
+            return self._painted(attempt, line, lease, held)
+
+    def _painted(
+        self, attempt: Attempt, line: bytes, lease: JobLease, held: ExitStack
+    ) -> tuple[tuple[Output, ...], Receipt | None]:
         if attempt.claim.crashes >= self._settings.max_crashes:
             raise WorkerCrashed(
                 f"The job took down {attempt.claim.crashes} workers and was given up; check its inputs."
@@ -225,11 +234,12 @@ class Runner:
         with attempt.stage("fetch"):
             image = self._fetch(attempt, "image", job.image, lease)
             mask = self._fetch(attempt, "mask", job.mask, lease) if job.mask else None
-            loras = tuple((ref, self._asset(attempt, ref, self._renderer.read_lora, lease)) for ref in job.loras)
-            embeddings = tuple(
-                (ref, self._asset(attempt, ref, self._renderer.read_embedding, lease)) for ref in job.embeddings
-            )
-            ip_adapter = self._ip_adapter(attempt, job.ip_adapter, lease)
+            refs = _brought(job)
+            assets = held.enter_context(self._bank.hold(refs, progress=lease.moved, since=attempt.claimed))
+            brought = tuple(zip(refs, assets, strict=True))
+            attempt.lora_hashes |= {ref.path: asset.sha256 for ref, asset in brought}
+            loras, embeddings = brought[: len(job.loras)], brought[len(job.loras) :][: len(job.embeddings)]
+            ip_adapter = self._ip_adapter(job.ip_adapter, assets[-1], lease) if job.ip_adapter else None
         with attempt.stage("decode"):
             source = images.decode(
                 image, mask, polarity=job.mask_polarity, max_pixels=self._settings.max_image_pixels,
@@ -299,24 +309,7 @@ class Runner:
         attempt.hashes[what] = sha256(data).hexdigest()
         return data
 
-    def _asset(
-        self,
-        attempt: Attempt,
-        ref: LoraRef | EmbeddingRef | IpAdapterRef,
-        read: Callable[[bytes], Any],
-        lease: JobLease,
-    ) -> Asset:
-        invalid = _INVALID[type(ref)]
-        asset = self._assets.get(ref.path, read, pinned=ref.sha256, progress=lease.moved, invalid=invalid)
-        attempt.lora_hashes[ref.path] = asset.sha256
-        return asset
-
-    def _ip_adapter(
-        self, attempt: Attempt, ref: IpAdapterRef | None, lease: JobLease
-    ) -> tuple[IpAdapterRef, Asset, Image.Image] | None:
-        if ref is None:
-            return None
-        asset = self._asset(attempt, ref, self._renderer.read_ip_adapter, lease)
+    def _ip_adapter(self, ref: IpAdapterRef, asset: Asset, lease: JobLease) -> tuple[IpAdapterRef, Asset, Image.Image]:
         picture = self._store.get(ref.image, max_bytes=self._settings.max_image_bytes, progress=lease.moved).data
         return ref, asset, images.decode_image(picture, max_pixels=self._settings.max_image_pixels, name=ref.image)
 
@@ -341,3 +334,28 @@ class Runner:
             if (there.metadata.get("job"), there.metadata.get("generation")) != (attempt.ref.job_id, generation):
                 raise OutputExists(f"{uri} is there already and is another job's; choose another output.") from None
             return uri, there.data
+
+
+def _brought(job: InpaintJob) -> tuple[LoraRef | EmbeddingRef | IpAdapterRef, ...]:
+    """What the job brings besides pictures, its IP-Adapter last."""
+    return (*job.loras, *job.embeddings, *((job.ip_adapter,) if job.ip_adapter else ()))
+
+
+def _bank(settings: Settings, store: ObjectStore, renderer: Renderer) -> LoraBank:
+    return LoraBank(
+        store,
+        lambda data: renderer.read_lora(data),  # asked for when it is needed: a renderer that paints nothing has none
+        device=renderer.device,
+        budgets=Budgets(
+            device=settings.lora_device_bytes,
+            ram=settings.lora_ram_bytes,
+            disk=settings.lora_disk_bytes,
+            file=settings.max_lora_bytes,
+        ),
+        folder=settings.lora_disk_path,
+        others={
+            EmbeddingRef: Kind(lambda data: renderer.read_embedding(data), EmbeddingInvalid),
+            IpAdapterRef: Kind(lambda data: renderer.read_ip_adapter(data), CheckpointInvalid),
+        },
+        threads=max(4, settings.concurrency),
+    )

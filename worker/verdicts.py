@@ -51,6 +51,7 @@ class Attempt:
     job: InpaintJob | None = None
     seed: int | None = None
     timings: dict[str, float] = field(default_factory=dict)
+    claimed: float = field(default_factory=time.monotonic)  # what was seen since is what the job is about
     started: float = field(default_factory=time.monotonic)
     hashes: dict[str, str] = field(default_factory=dict)
     lora_hashes: dict[str, str] = field(default_factory=dict)

@@ -10,9 +10,9 @@ from typing import Any
 from celery import Celery
 
 from farm.config import Settings, load_settings
-from farm.errors import ObjectExists
+from farm.errors import FarmError, ObjectExists
 from farm.health import Health
-from farm.ledger import Ledger, connect
+from farm.ledger import Claim, JobRef, Ledger, connect
 from farm.logs import set_up
 from farm.schemas import InpaintJob, JobResult
 from farm.states import JobState
@@ -24,6 +24,9 @@ from worker.verdicts import Attempt
 
 class NoopRunner(Runner):
     """Everything of a worker but the picture: claims, reads and checks the spec, commits the result, finishes."""
+
+    def _look_ahead(self, mine: list[tuple[JobRef, Claim]], lines: dict[str, bytes | FarmError], since: float) -> None:
+        """Nothing is painted, so nothing is fetched for it."""
 
     def _render(self, attempt: Attempt, line: bytes, lease: JobLease) -> tuple[tuple[()], None]:
         attempt.job = self._admitted(attempt.ref, line)
