@@ -9,6 +9,7 @@ Object keys hang under the farm's store URL (`FARM_STORE`), one folder a tenant,
     specs/<tenant>/<batch>/retry-<n>.ndjson       which of its jobs were given another generation
     results/<tenant>/<batch>/<job>.<gen>.json     how each job ended, create-once
     summaries/<tenant>/<batch>.json               how a batch ended, in numbers
+    summaries/<tenant>/<batch>/<retries>-<shard>.ndjson   its results, up to 1,000 an object, create-once
     states/<tenant>/<batch>/<job>.<gen>.…         a preempted job's state, until its result is written
     dead/<tenant>/<batch>/<job>.<gen>.json        a job that was given up, and why
     outputs/<tenant>/<batch>/<custom_id>…         the pictures, unless the job names a prefix of its own
@@ -37,6 +38,7 @@ FINISHED = "farm:finished:"  # + model: jobs that ended, a counter
 PACE = "farm:pace:"  # + model: seconds that workers spent on them
 WEIGHTS = "farm:weights"  # hash: tenant → weight of its fair share
 SEQUENCE = "farm:sequence"  # a counter: which of two ready jobs came first
+ROLLING = "farm:rolling"  # set: tenant/batch/retries of batches that are over and not rolled
 WAKE = "farm:wake"  # list: the dispatcher sleeps on it
 EPOCH = "farm:epoch"  # what is gone after Redis lost everything
 WALK = "farm:walk:"  # + a random name: a walk over the store that goes on
@@ -102,6 +104,15 @@ def retry(root: str, tenant: str, batch: str, number: int) -> str:
 
 def summary(root: str, tenant: str, batch: str) -> str:
     return f"{root.rstrip('/')}/summaries/{tenant}/{batch}.json"
+
+
+def rolled(root: str, tenant: str, batch: str, retries: int, shard: int) -> str:
+    """The results of the jobs of a spec shard, as they were after so many retries."""
+    return f"{rolled_prefix(root, tenant, batch, retries)}{shard:05d}.ndjson"
+
+
+def rolled_prefix(root: str, tenant: str, batch: str, retries: int) -> str:
+    return f"{root.rstrip('/')}/summaries/{tenant}/{batch}/{retries:05d}-"
 
 
 def results(root: str, tenant: str, batch: str) -> str:

@@ -1,25 +1,34 @@
-"""Spec shards: the objects in which jobs are accepted, up to 1,000 lines each, and where each line lies in them.
+"""Shards: the objects in which jobs are accepted and their results kept, up to 1,000 lines each.
 
 A line is one job (`schemas.spec_line`). A shard is written once; a batch counts only when its footer is there.
+
+A job's result is an object of its own, which ends the job and stays. When a batch is over, the dispatcher rolls the
+results of each spec shard into one object beside the summary, so that reading a million takes a thousand reads. A retry
+begins new generations, so what is rolled is named after the number of retries that it knows of: no later one changes
+it, and a reader who finds it old, not all there, or empty reads the jobs' own objects.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 
 from farm import keys
 from farm.errors import InputNotFound, InvalidName, InvalidParameter, SpecDamaged, SpecTooLarge, SpecUnreadable
 from farm.ledger.records import JobRef
 from farm.names import check_name
-from farm.schemas import MAX_SPEC_BYTES, BatchFooter, InpaintJob, spec_line
+from farm.schemas import MAX_SPEC_BYTES, BatchFooter, BatchSummary, InpaintJob, JobResult, spec_line
 from farm.storage import ObjectStore, shown
 
 MAX_JOBS = 1000  # of a shard
 MAX_BYTES = 8 * 1024**2  # of a shard; it ends early rather than grow past this
 _MAX_READ = MAX_BYTES + 2 * MAX_SPEC_BYTES
+MAX_RESULT_BYTES = 4 * 1024**2
+MAX_ROLLED_BYTES = 64 * 1024**2  # of a shard of results; those of one that would grow past this stay by themselves
+_READERS = 16  # results on their way at once
 _DEFAULTS = {name: InpaintJob.model_fields[name].default for name in ("model", "priority")}
 
 
@@ -125,9 +134,10 @@ class Shelf:
             return False
         return True
 
-    def generations(self, tenant: str, batch: str) -> dict[str, int]:
-        """Job → its newest generation, for the jobs of a batch that were retried."""
-        return {ref.job_id: ref.generation for retry in self.retries(tenant, batch) for ref in retry}
+    def generations(self, tenant: str, batch: str, *, retries: int | None = None) -> dict[str, int]:
+        """Job → its newest generation, for the jobs of a batch that were retried; as of so many `retries`."""
+        known = islice(self.retries(tenant, batch), retries)
+        return {ref.job_id: ref.generation for retry in known for ref in retry}
 
     def retries(self, tenant: str, batch: str) -> Iterator[list[JobRef]]:
         """The jobs of every retry, first retry first."""
@@ -145,6 +155,55 @@ class Shelf:
 
     def retry_count(self, tenant: str, batch: str) -> int:
         return sum(1 for _ in self.retries(tenant, batch))
+
+    # Results
+
+    def summary(self, tenant: str, batch: str) -> BatchSummary | None:
+        try:
+            uri = keys.summary(self.root, tenant, batch)
+            return BatchSummary.from_json(self.store.get(uri, max_bytes=MAX_RESULT_BYTES).data)
+        except InputNotFound:
+            return None
+
+    def results(self, tenant: str, batch: str) -> Iterator[JobResult]:
+        """The results there are now, in the order of the jobs; those of retried jobs are the newest.
+
+        One read a shard where they are rolled, else one a job; no more than a shard is held. Nothing of what is
+        no sealed batch.
+        """
+        footer, summary = self.footer(tenant, batch), self.summary(tenant, batch)
+        later: dict[str, int] = {}
+        retries = 0
+        for retry in self.retries(tenant, batch):
+            later.update((ref.job_id, ref.generation) for ref in retry)
+            retries += 1
+        rolled = summary is not None and summary.results is not None and summary.retries == retries
+        with ThreadPoolExecutor(_READERS) as pool:
+            for shard in range(footer.shards) if footer else ():
+                lines: Iterable[bytes | None] = self._rolled(tenant, batch, retries, shard) if rolled else ()
+                if not lines:
+                    lines = self.result_lines(self.refs(tenant, batch, shard, later), pool)
+                yield from (JobResult.from_json(line) for line in lines if line is not None)
+
+    def _rolled(self, tenant: str, batch: str, retries: int, shard: int) -> list[bytes]:
+        try:
+            uri = keys.rolled(self.root, tenant, batch, retries, shard)
+            return self.store.get(uri, max_bytes=MAX_ROLLED_BYTES).data.split(b"\n")[:-1]
+        except InputNotFound:
+            return []
+
+    def result_lines(self, refs: Iterable[JobRef], pool: Executor) -> list[bytes | None]:
+        """Each job's result object as it is, None where there is none."""
+        return list(pool.map(self._result, refs))
+
+    def _result(self, ref: JobRef) -> bytes | None:
+        uri = keys.result(self.root, ref.tenant, ref.batch_id, ref.job_id, ref.generation)
+        try:
+            return self.store.get(uri, max_bytes=MAX_RESULT_BYTES).data
+        except InputNotFound:
+            return None
+
+    # Specs
 
     def lines(self, refs: list[JobRef]) -> list[bytes]:
         """The spec of each job, in one read where they lie side by side. Raises SpecUnreadable."""

@@ -4,6 +4,8 @@
     acceptance   batches between store and index: opened, indexed shard by shard, closed
     reconcile    the index made again from the store, after Redis lost it
     pace         how many hints may be out, and how many jobs one stands for
+    rolling      the results of batches that are over, rolled into shards
+    lead         which of several dispatchers does what only one need do
     gauges       the queue's metrics, exported by one dispatcher of several
     process      `farm dispatcher`: signals, health, the end
 

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 
 from farm import keys
 from farm.config import Settings
@@ -123,6 +124,7 @@ class Acceptance:
                 self._batches.close(tenant, batch, retries=record.retries, again=True)
                 return
             log.error("batch %s: %d of %d jobs are accounted for; given up", batch, ended, record.jobs)
+        done = ended == record.jobs
         summary = BatchSummary(
             batch_id=batch,
             tenant=tenant,
@@ -130,9 +132,13 @@ class Acceptance:
             counts={JobState(state): count for state, count in record.counts.items()},
             canceled=record.state == "canceled",
             retries=retries,
+            finished_at=datetime.now(UTC),
+            results=keys.rolled_prefix(self._shelf.root, tenant, batch, retries) if done else None,
         )
         uri = keys.summary(self._shelf.root, tenant, batch)
         self._shelf.store.put(uri, summary.to_json(), content_type="application/json", create_only=False)
+        if done and record.shards:
+            self._batches.roll_later(tenant, batch, retries)
         if self._batches.close(tenant, batch, retries=record.retries):
             del self._gone_through[batch]
             log.info("batch %s is done: %s", batch, dict(record.counts))

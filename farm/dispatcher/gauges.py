@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections import Counter
 
 from farm import metrics
+from farm.dispatcher.lead import Lead
 from farm.ledger import Batches, Window
 
 EVERY_SECONDS = 2.0
-_LEAD_SECONDS = 10.0
 _FIRST_GUESS = 1.0  # seconds a job, before any has ended
 
 
 class Gauges:
     """Fills the gauges while this dispatcher leads, and empties them when it does not."""
 
-    def __init__(self, window: Window, batches: Batches, models: tuple[str, ...]):
+    def __init__(self, lead: Lead, window: Window, batches: Batches, models: tuple[str, ...]):
         """`models`: whose series exist from the start; others appear with their first job."""
-        self._window, self._batches = window, batches
-        self._models, self._name, self._at = set(models), secrets.token_hex(8), 0.0
+        self._lead, self._window, self._batches = lead, window, batches
+        self._models, self._at = set(models), 0.0
 
     def refresh(self) -> None:
         """Raises QueueUnavailable. Does nothing more often than every two seconds."""
         if time.monotonic() - self._at < EVERY_SECONDS:
             return
         self._at = time.monotonic()
-        if not self._window.lead(self._name, seconds=_LEAD_SECONDS):
+        if not self._lead.held():
             for gauge in (metrics.queue_jobs, metrics.queue_oldest_seconds, metrics.backlog_gpu_seconds):
                 gauge.clear()
             return

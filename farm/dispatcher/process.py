@@ -29,13 +29,13 @@ def serve(settings: Settings) -> int:
         Window(client).models()
     store = settings.open_store()
     shelf = Shelf(store, settings.store)
-    gauges = Gauges(Window(client), Batches(client), (settings.model,))
     metrics.declare_queue(settings.model)
     health = Health(settings.metrics_host, settings.metrics_port, refresh=lambda: None)
     policies = Tenants.load(settings, with_keys=False).policies or {}
     weights = {tenant: policy.weight for tenant, policy in policies.items()}
     hints = Hints(make_app(settings))
     dispatcher = Dispatcher(client, hints, shelf, settings, weights=weights)
+    gauges = Gauges(dispatcher.lead, Window(client), Batches(client), (settings.model,))
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import re
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby, islice
@@ -11,7 +13,6 @@ from farm import keys, metrics
 from farm.dispatcher.acceptance import Acceptance
 from farm.errors import InputNotFound, Transient
 from farm.ledger import Batches
-from farm.schemas import BatchSummary
 from farm.shards import Shelf
 
 log = logging.getLogger(__name__)
@@ -58,9 +59,9 @@ class Reconciler:
                 removed += 1
         return removed
 
-    def _open(self, tenant: str, batch: str, retries: int) -> int:
+    def _open(self, tenant: str, batch: str, retries: int, shards: int) -> int:
         try:
-            if self._batches.record(tenant, batch) is not None or self._over(tenant, batch, retries):
+            if self._batches.record(tenant, batch) is not None or self._over(tenant, batch, retries, shards):
                 return 0
             return self._acceptance.open(tenant, batch)
         except Transient:
@@ -69,18 +70,27 @@ class Reconciler:
             log.exception("batch %s of %s cannot be opened", batch, tenant)
             return 0
 
-    def _accepted(self) -> Iterator[tuple[str, str, int]]:
-        """(tenant, batch, how often jobs of it were retried) of all that was ever accepted."""
+    def _accepted(self) -> Iterator[tuple[str, str, int, int]]:
+        """(tenant, batch, how often jobs of it were retried, its shards) of all that was ever accepted."""
         root = keys.specs(self._shelf.root)
         parts = (info.uri.removeprefix(root).split("/") for info in self._shelf.store.list(root))
-        for (tenant, batch), names in groupby((part for part in parts if len(part) == 3), key=lambda part: part[:2]):
-            yield tenant, batch, sum(name.startswith("retry-") for _, _, name in names)
+        for (tenant, batch), group in groupby((part for part in parts if len(part) == 3), key=lambda part: part[:2]):
+            names = Counter(re.split(r"\d{5,}", name)[0] for _, _, name in group)
+            yield tenant, batch, names["retry-"], names[""]
 
-    def _over(self, tenant: str, batch: str, retries: int) -> bool:
-        """Summed up, and not retried since."""
+    def _over(self, tenant: str, batch: str, retries: int, shards: int) -> bool:
+        """Summed up, and not retried since. Its results may be left to be rolled."""
+        summary = self._shelf.summary(tenant, batch)
+        if summary is None or summary.retries < retries:
+            return False
+        if summary.results is not None and shards and not self._rolled(tenant, batch, summary.retries, shards):
+            self._batches.roll_later(tenant, batch, summary.retries)
+        return True
+
+    def _rolled(self, tenant: str, batch: str, retries: int, shards: int) -> bool:
+        """They are rolled in their order: where the last is, all are."""
         try:
-            uri = keys.summary(self._shelf.root, tenant, batch)
-            summary = BatchSummary.from_json(self._shelf.store.get(uri, max_bytes=2**20).data)
+            self._shelf.store.head(keys.rolled(self._shelf.root, tenant, batch, retries, shards - 1))
         except InputNotFound:
             return False
-        return summary.retries >= retries
+        return True

@@ -119,6 +119,23 @@ class Batches:
         """
         return bool(self._run("close", tenant, batch, retries, int(again)))
 
+    # What is over, and whose results are to be rolled into shards
+
+    def roll_later(self, tenant: str, batch: str, retries: int) -> None:
+        """A batch is over, after so many retries."""
+        with mapped():
+            self._redis.sadd(keys.ROLLING, f"{tenant}/{batch}/{retries}")
+
+    def rolling(self) -> list[tuple[str, str, int]]:
+        """(tenant, batch, retries) of all that wait for it."""
+        with mapped():
+            names = cast("set[str]", self._redis.smembers(keys.ROLLING))
+        return [(tenant, batch, int(retries)) for tenant, batch, retries in (name.split("/") for name in sorted(names))]
+
+    def rolled(self, tenant: str, batch: str, retries: int) -> None:
+        with mapped():
+            self._redis.srem(keys.ROLLING, f"{tenant}/{batch}/{retries}")
+
     # After Redis lost everything
 
     def epoch(self) -> str | None:

@@ -17,7 +17,7 @@ import redis
 from farm import keys
 from farm.schemas import JobResult
 from farm.storage import ObjectStore
-from tests.faults.history import Accepted, Claimed, Ended, History, Picture, Spec, Won
+from tests.faults.history import Accepted, Claimed, Ended, History, Picture, Rolled, Spec, Won
 
 _MOST = 64 << 20
 
@@ -43,11 +43,14 @@ def read_history(
             spec for found in pool.map(lambda uri: _specs(store, root, uri), _shards(store, root)) for spec in found
         ]
         results = pool.map(lambda uri: _ended(store, root, uri), _names(store, f"{root}/results/"))
+        summaries = _names(store, f"{root}/summaries/")
+        rolled = pool.map(lambda uri: _rolled(store, uri), [uri for uri in summaries if uri.endswith(".ndjson")])
         outputs = pool.map(lambda uri: _picture(store, uri, shows), _names(store, f"{root}/outputs/"))
         return History(
             accepted=tuple(accepted_jobs(folder)),
             specs=tuple(specs),
             results=tuple(results),
+            rolled=tuple(rolled),
             outputs=tuple(outputs),
             claims=tuple(
                 Claimed(event["job"], event["attempt"], event["begin"], event["at"])
@@ -131,6 +134,11 @@ def _ended(store: ObjectStore, root: str, uri: str) -> Ended:
     tenant, batch, name = uri.removeprefix(f"{root}/results/").split("/")
     job, generation, _ = name.split(".")
     return Ended(job, tenant, batch, int(generation), JobResult.from_json(store.get(uri, max_bytes=_MOST).data))
+
+
+def _rolled(store: ObjectStore, uri: str) -> Rolled:
+    lines = store.get(uri, max_bytes=_MOST).data.splitlines()
+    return Rolled(uri, tuple(JobResult.from_json(line) for line in lines))
 
 
 def _picture(store: ObjectStore, uri: str, shows: Callable[[bytes], str]) -> Picture:

@@ -297,6 +297,14 @@ FAULTS: Final = {
             (f"{_BATCHES}test_a_client_that_dies_after_the_footer_loses_nothing",),
         ),
         Fault(
+            "a dispatcher dies while it rolls a batch's results",
+            "what is rolled is read, the rest job by job; the next one goes on from there",
+            (
+                "integration/test_batch_results.py::test_a_dispatcher_that_dies_on_the_way_is_gone_on_from",
+                "integration/test_batch_results.py::test_after_a_flush_the_walk_names_what_is_left_to_roll",
+            ),
+        ),
+        Fault(
             "an upgrade with old specs in flight",
             "they are read",
             (f"{_STORE}test_a_spec_of_an_older_release_is_read",),

@@ -27,6 +27,7 @@ class Invariant(StrEnum):
     RISING = "attempts only rise within an index epoch"
     HASHED = "every listed sha256 matches its object"
     OWN = "nothing crosses a tenant"
+    ROLLED = "a batch's rolled results are its jobs' results, each once"
     COLLECTED = "no output that no result names"
     DRAINED = "after the drain queue, unacked and index are empty"
 
@@ -71,6 +72,14 @@ class Ended:
 
 
 @dataclass(frozen=True)
+class Rolled:
+    """An object of rolled results, line by line."""
+
+    uri: str
+    results: tuple[JobResult, ...]
+
+
+@dataclass(frozen=True)
 class Picture:
     """An output in the store: what its metadata say, what its bytes hash to, whose photo is in its pixels."""
 
@@ -104,6 +113,7 @@ class History:
     accepted: tuple[Accepted, ...] = ()
     specs: tuple[Spec, ...] = ()
     results: tuple[Ended, ...] = ()
+    rolled: tuple[Rolled, ...] = ()
     outputs: tuple[Picture, ...] = ()
     claims: tuple[Claimed, ...] = ()
     wins: tuple[Won, ...] = ()
@@ -115,7 +125,7 @@ class History:
 def violations(history: History) -> list[Violation]:
     """All that is wrong, in the order of the invariants."""
     found: list[Violation] = []
-    for check in (_kept, _ended, _succeeded, _won_once, _rising, _hashed, _own, _collected, _drained):
+    for check in (_kept, _ended, _succeeded, _won_once, _rising, _hashed, _own, _rolled, _collected, _drained):
         found += check(history)
     return found
 
@@ -216,6 +226,16 @@ def _own(history: History) -> Iterator[Violation]:
                 yield Violation(Invariant.OWN, ended.job_id, f"{picture.uri} was written for job {picture.job_id}")
             if picture.shows != job.tenant:
                 yield Violation(Invariant.OWN, ended.job_id, f"{picture.uri} shows a photo of {picture.shows!r}")
+
+
+def _rolled(history: History) -> Iterator[Violation]:
+    results = {(ended.job_id, ended.generation): ended.result for ended in history.results}
+    for rolled in history.rolled:
+        names = Counter((result.job_id, result.generation) for result in rolled.results)
+        for result in rolled.results:
+            name = (result.job_id, result.generation)
+            if names[name] > 1 or results.get(name) != result:
+                yield Violation(Invariant.ROLLED, rolled.uri, f"a result of job {result.job_id} that is not its own")
 
 
 def _collected(history: History) -> Iterator[Violation]:

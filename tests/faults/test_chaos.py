@@ -24,3 +24,4 @@ def test_the_farm_loses_and_doubles_nothing_under_it(tmp_path, s3_server, s3_buc
     print(report.table())
     assert report.violations == []
     assert len(report.history.accepted) > 100
+    assert report.history.rolled

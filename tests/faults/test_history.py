@@ -14,6 +14,7 @@ from tests.faults.history import (
     History,
     Invariant,
     Picture,
+    Rolled,
     Spec,
     Won,
     violations,
@@ -53,6 +54,7 @@ def good():
         outputs=tuple(
             Picture(result.outputs[0].uri, "a" * 64, job_id, 0, result.tenant) for job_id, result in results.items()
         ),
+        rolled=(Rolled(f"{ROOT}/summaries/anna/b/00000-00000.ndjson", (results["1"],)),),
         claims=(Claimed("1", 1, 0.0, 0.1), Claimed("2", 1, 0.2, 0.3), Claimed("1", 2, 5.0, 5.1)),
         wins=tuple(Won(f"{ROOT}/results/{job_id}.0.json", 6.0) for job_id in jobs),
         left={"farm.sd15-inpaint": 0, "unacked": 0, "farm:due": 0},
@@ -125,6 +127,19 @@ def bad_histories():
         "an output of another job": (
             replace(history, outputs=(replace(first_picture, job_id="2"), *history.outputs[1:])),
             Invariant.OWN,
+        ),
+        "a rolled result that is not the job's": (
+            replace(
+                history,
+                rolled=(
+                    Rolled("x", (first_result.result.model_copy(update={"attempt": 9}), history.results[1].result)),
+                ),
+            ),
+            Invariant.ROLLED,
+        ),
+        "a result rolled twice": (
+            replace(history, rolled=(Rolled("x", (first_result.result,) * 2),)),
+            Invariant.ROLLED,
         ),
         "an output that nobody names": (
             replace(history, outputs=(*history.outputs, replace(first_picture, uri=f"{ROOT}/outputs/anna/b/x.png"))),

@@ -277,12 +277,15 @@ def test_a_damaged_batch_holds_up_nobody_else(works):
 def test_two_leaders_never_export_at_once(works):
     from farm import metrics
     from farm.dispatcher.gauges import Gauges
+    from farm.dispatcher.lead import Lead
     from farm.ledger import Window
 
     works.client.submit_batch(works.jobs(5))
     for _ in range(2):
         works.dispatcher.round()
-    leader, other = (Gauges(Window(works.ledger._redis), works.batches, ("sd15-inpaint",)) for _ in range(2))
+    window = Window(works.ledger._redis)
+    window._redis.delete(keys.LEADER)
+    leader, other = (Gauges(Lead(window), window, works.batches, ("sd15-inpaint",)) for _ in range(2))
     leader.refresh()
     samples = {(s.labels["model"], s.labels["state"]): s.value for s in metrics.queue_jobs.collect()[0].samples}
     assert samples["sd15-inpaint", "hinted"] == 5
