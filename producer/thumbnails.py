@@ -19,16 +19,19 @@ class Thumbnail(NamedTuple):
     height: int
 
 
-def picture_thumbnail(uri: str, side: int) -> Thumbnail | None:
-    """The picture at `uri` with its long side at most `side` pixels, as WebP; None if it cannot be read here."""
-    picture = _open(uri, side)
+def picture_thumbnail(source: str | bytes, side: int, *, quality: int = 78) -> Thumbnail | None:
+    """The picture with its long side at most `side` pixels, as WebP; None if it cannot be read here.
+
+    `source` is its address or its file's bytes.
+    """
+    picture = _open(source, side)
     if picture is None:
         return None
     size = picture.size
     picture.thumbnail((side, side), Image.Resampling.LANCZOS)
     if picture.has_transparency_data:
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture.convert("RGBA"))
-    return Thumbnail(_data(picture.convert("RGB"), "WEBP", quality=78, method=4), *size)
+    return Thumbnail(_data(picture.convert("RGB"), "WEBP", quality=quality, method=4), *size)
 
 
 def mask_thumbnail(uri: str, side: int) -> Thumbnail | None:
@@ -61,12 +64,12 @@ def link(uri: str, folder: Path) -> str | None:
     return path.as_uri()
 
 
-def _open(uri: str, side: int) -> Image.Image | None:
-    path = local_path(uri)
-    if path is None:
+def _open(source: str | bytes, side: int) -> Image.Image | None:
+    file = BytesIO(source) if isinstance(source, bytes) else local_path(source)
+    if file is None:
         return None
     try:
-        with Image.open(path) as picture:
+        with Image.open(file) as picture:
             picture.draft("RGB", (2 * side, 2 * side))
             return ImageOps.exif_transpose(picture)
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError):

@@ -1,12 +1,14 @@
 #!/bin/sh
-# Installs the Debian packages that the tests use as real parts: Ceph's radosgw (S3) and redis-server (the second Redis).
+# Installs the Debian packages that the tests use as real parts: Ceph's radosgw (S3), redis-server (the second Redis)
+# and chromium (which opens the report).
 # Does nothing, fast, when they are there. Without root or apt it says so in one line and ends 0: the tests say again
 # what they use instead.
 set -eu
 
 missing=
 for pair in radosgw:radosgw radosgw-admin:radosgw ceph-mon:ceph-mon ceph-osd:ceph-osd \
-    ceph-authtool:ceph-common monmaptool:ceph-common osdmaptool:ceph-common redis-server:redis-server; do
+    ceph-authtool:ceph-common monmaptool:ceph-common osdmaptool:ceph-common redis-server:redis-server \
+    chromium:chromium; do
     if ! PATH="$PATH:/usr/sbin:/sbin" command -v "${pair%%:*}" >/dev/null 2>&1; then
         case " $missing " in
         *" ${pair#*:} "*) ;;
@@ -17,7 +19,7 @@ done
 [ -n "$missing" ] || exit 0
 
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null 2>&1; then
-    echo "The tests' real servers need$missing; install them as root on Debian, or the tests use stand-ins." >&2
+    echo "The tests' real servers and browser need$missing; install them as root on Debian, or the tests use stand-ins." >&2
     exit 0
 fi
 
