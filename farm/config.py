@@ -52,6 +52,10 @@ class Settings(BaseSettings):
     hint_look_seconds: float = Field(default=30.0, gt=0)
     # A batch without a word from its client or its jobs is looked at in the store so often, then ever more rarely.
     batch_look_seconds: float = Field(default=20.0, gt=0)
+    # The store is gone through so often for outputs that no result names: a worker died after writing them, and the job
+    # failed or was canceled since. They are deleted once the job has been over for the grace period; 0: never.
+    collect_seconds: float = Field(default=24 * 3600.0, ge=0)
+    orphan_grace_seconds: float = Field(default=3600.0, ge=0)  # longer than a stopped worker may take to wake up
     # Rows of one tenant and model in Redis, 0.5 kB each; further jobs wait in the store, a shard of 1,000 at a time.
     max_indexed: int = Field(default=4000, ge=1)
 
