@@ -102,6 +102,9 @@ dead_jobs = Counter(
     "Jobs given up although nothing is known to be wrong with them.",
     registry=REGISTRY,
 )
+orphans = Counter(
+    "farm_orphans_total", "Outputs deleted that no result names, their jobs being over.", registry=REGISTRY
+)
 reconciled = Counter(
     "farm_reconciled_total", "Batches and single jobs brought back into the index from the store.", registry=REGISTRY
 )
