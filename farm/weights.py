@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -72,6 +72,19 @@ def read_header(source: bytes | memoryview | Path, *, invalid: type[InvalidInput
         return _read(source)
     except _Refused as refused:
         raise invalid(f"The weights are not usable safetensors: {refused}; export the file again.") from None
+
+
+def read_header_by(
+    size: int, read: Callable[[int, int], bytes], *, invalid: type[InvalidInput] = LoraInvalid
+) -> Header:
+    """`read_header` of a file of `size` bytes that is not here: `read(offset, length)` gets what is needed of it."""
+    try:
+        length = _header_length(read(0, min(9, size)) if size else b"", size)
+        tensors, metadata = _parsed(read(8, length))
+        _check_layout(tensors, size - 8 - length)
+    except _Refused as refused:
+        raise invalid(f"The weights are not usable safetensors: {refused}; export the file again.") from None
+    return Header(tensors, metadata, 8 + length)
 
 
 def refuse_non_finite(data: bytes | memoryview, header: Header, *, invalid: type[InvalidInput] = LoraNonFinite) -> None:
