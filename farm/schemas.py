@@ -36,7 +36,7 @@ SchedulerName = Literal[
     "model", "ddim", "ddpm", "pndm", "lms", "euler", "euler_ancestral", "heun", "dpmpp_2m", "dpmpp_2m_karras",
     "dpmpp_2m_sde", "dpmpp_2m_sde_karras", "dpmpp_2s", "dpmpp_sde", "kdpm2", "kdpm2_ancestral", "deis", "unipc", "lcm",
 ]  # fmt: skip
-OutputFormat = Literal["png", "jpeg", "webp"]
+OutputFormat = Literal["png", "jpeg", "webp", "avif", "tiff"]
 
 _inside: ContextVar[bool] = ContextVar("inside a message", default=False)
 
@@ -173,11 +173,13 @@ class InpaintJob(Message):
     padding_mask_crop: int | None = Field(default=32, ge=0, le=4096)
     grow_mask: int = Field(default=5, ge=0, le=256)
     mask_blur: int = Field(default=4, ge=0, le=256)
+    fill_holes: bool = False  # what the mask encloses is edited, too
     preserve_unmasked: bool = True
+    paste: Literal["inner", "grown"] = "inner"  # with "grown" what the mask grows over is pasted, too
 
     output: str | None = None  # a prefix ending in "/"; none: the farm's own
     output_format: OutputFormat = "png"
-    output_quality: int = Field(default=95, ge=1, le=100)
+    output_quality: int = Field(default=95, ge=1, le=100)  # of JPEG, WebP and AVIF; WebP and AVIF at 100: no loss
     if_exists: Literal["fail", "skip", "version"] = "fail"
 
     priority: int = Field(default=50, ge=0, le=100)
@@ -283,12 +285,18 @@ class Output(Message):
 class Receipt(Message):
     """The promise, measured: read back from the object that was written and compared with the source image.
 
-    `max_abs_diff_outside` is the largest difference of any 8-bit channel outside the submitted mask (0–255, the
-    worst of all outputs), over `pixels_outside` pixels.
+    `max_abs_diff_outside` is the largest difference of any channel, alpha included, outside the mask (the worst of all
+    outputs), over `pixels_outside` pixels. It is counted in steps of a channel of `bits` bits (0–255, or 0–65535 for a
+    file of 16 bits), in the colours that the file has: `mode` is L, LA, RGB, RGBA or CMYK. A source that the format
+    cannot hold as it is (a warning says so) is compared as converted to that. `outside` says which mask: the one that
+    was submitted, or with `paste: grown` the one that was pasted.
     """
 
     max_abs_diff_outside: int
     pixels_outside: int
+    mode: str = "RGB"
+    bits: int = 8
+    outside: Literal["submitted", "grown"] = "submitted"
 
 
 class Hashes(Message):
