@@ -32,6 +32,11 @@ _PLUGINS: dict[Format, type[ImageFile.ImageFile]] = {
     "AVIF": AvifImagePlugin.AvifImageFile,
     "TIFF": TiffImagePlugin.TiffImageFile,
 }
+# Grey with alpha in 16 bits, which Pillow reads from PNG and not from TIFF: its four bytes a pixel, as they stand.
+TiffImagePlugin.OPEN_INFO.update(
+    {(order, 1, (1,), 1, (16, 16), extra): ("RGBA", "RGBA") for order in (b"II", b"MM") for extra in ((0,), (2,))}
+)
+
 UNREADABLE = (
     *(OSError, SyntaxError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError),
     *(struct.error, zlib.error, Image.DecompressionBombError),
@@ -48,6 +53,8 @@ def open_picture(data: bytes, name: Format) -> ImageFile.ImageFile:
     try:
         return _PLUGINS[name](BytesIO(data))
     except UNREADABLE as error:
+        if str(error) == "unknown pixel mode":
+            _unsupported(f"The {name} file's pixels are of a kind that is not read here")
         raise ImageTruncated(
             f"The {name} file is damaged: its header cannot be read ({type(error).__name__}); send it again."
         ) from error
@@ -263,6 +270,10 @@ def tiff(data: bytes, judge: Judge) -> int:
         bits = max(table.get(_BITS, (1,)))
         if bits > 16 or set(table.get(_SAMPLE_FORMAT, ())) - {1}:  # which Pillow would clip to 0…255, not scale
             _unsupported("The TIFF file's values are not whole numbers of 16 bits or less")
+        if bits not in (1, 2, 4, 8, 16):
+            _unsupported(f"The TIFF file has {bits} bits a channel")
+        if bits == 16 and table.get(_PLANAR) == (2,):  # which Pillow reads wrong
+            _unsupported("The TIFF file has its channels of 16 bits apart from each other")
         _check_strips(data, table, width, height)
         return bits
     except (struct.error, LookupError, ArithmeticError):  # offsets may be absurd, sizes 0
