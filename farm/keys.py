@@ -40,6 +40,7 @@ WEIGHTS = "farm:weights"  # hash: tenant → weight of its fair share
 SEQUENCE = "farm:sequence"  # a counter: which of two ready jobs came first
 ROLLING = "farm:rolling"  # set: tenant/batch/retries of batches that are over and not rolled
 WAKE = "farm:wake"  # list: the dispatcher sleeps on it
+COLLECTED = "farm:collected"  # when the store was last gone through for orphaned outputs
 EPOCH = "farm:epoch"  # what is gone after Redis lost everything
 WALK = "farm:walk:"  # + a random name: a walk over the store that goes on
 LEADER = "farm:dispatcher"  # the dispatcher that exports the queue's metrics

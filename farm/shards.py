@@ -11,10 +11,12 @@ it, and a reader who finds it old, not all there, or empty reads the jobs' own o
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import groupby, islice, pairwise
 
 from farm import keys
 from farm.errors import InputNotFound, InvalidName, InvalidParameter, SpecDamaged, SpecTooLarge, SpecUnreadable
@@ -38,6 +40,17 @@ class Shard:
     data: bytes
     jobs: int
     priority: int  # of its first job
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """What the names of a batch's objects tell. `single`: a job that was submitted alone."""
+
+    tenant: str
+    batch: str
+    shards: int
+    retries: int
+    single: bool
 
 
 def sized(line: bytes) -> bytes:
@@ -109,6 +122,14 @@ class Shelf:
         data = self.store.get(keys.spec_shard(self.root, tenant, batch, shard), max_bytes=_MAX_READ).data
         return refs_in(data, tenant, batch, shard, generations)
 
+    def accepted(self) -> Iterator[Accepted]:
+        """All that was ever accepted, or announced and never sealed, by one walk over the names of all specs."""
+        root = keys.specs(self.root)
+        parts = (info.uri.removeprefix(root).split("/") for info in self.store.list(root))
+        for (tenant, batch), group in groupby((part for part in parts if len(part) == 3), key=lambda part: part[:2]):
+            kinds = Counter(re.sub(r"\d+", "", name) for _, _, name in group)
+            yield Accepted(tenant, batch, kinds[".ndjson"], kinds["retry-.ndjson"], single=bool(kinds["single.ndjson"]))
+
     def footer(self, tenant: str, batch: str) -> BatchFooter | None:
         try:
             data = self.store.get(keys.batch_footer(self.root, tenant, batch), max_bytes=MAX_SPEC_BYTES).data
@@ -171,6 +192,11 @@ class Shelf:
         One read a shard where they are rolled, else one a job; no more than a shard is held. Nothing of what is
         no sealed batch.
         """
+        for _, results in self.result_shards(tenant, batch):
+            yield from results
+
+    def result_shards(self, tenant: str, batch: str) -> Iterator[tuple[int, list[JobResult]]]:
+        """The same by spec shard."""
         footer, summary = self.footer(tenant, batch), self.summary(tenant, batch)
         later: dict[str, int] = {}
         retries = 0
@@ -183,7 +209,7 @@ class Shelf:
                 lines: Iterable[bytes | None] = self._rolled(tenant, batch, retries, shard) if rolled else ()
                 if not lines:
                     lines = self.result_lines(self.refs(tenant, batch, shard, later), pool)
-                yield from (JobResult.from_json(line) for line in lines if line is not None)
+                yield shard, [JobResult.from_json(line) for line in lines if line is not None]
 
     def _rolled(self, tenant: str, batch: str, retries: int, shard: int) -> list[bytes]:
         try:

@@ -5,6 +5,8 @@
     reconcile    the index made again from the store, after Redis lost it
     pace         how many hints may be out, and how many jobs one stands for
     rolling      the results of batches that are over, rolled into shards
+    orphans      outputs that no result names, deleted
+    aside        what takes minutes, beside the loop
     lead         which of several dispatchers does what only one need do
     gauges       the queue's metrics, exported by one dispatcher of several
     process      `farm dispatcher`: signals, health, the end

@@ -13,11 +13,13 @@ import redis
 from farm import metrics
 from farm.config import Settings
 from farm.dispatcher.acceptance import Acceptance
+from farm.dispatcher.aside import Aside
 from farm.dispatcher.lead import Lead
+from farm.dispatcher.orphans import Orphans
 from farm.dispatcher.pace import Pace
 from farm.dispatcher.reconcile import Reconciler
 from farm.dispatcher.rolling import Roller
-from farm.errors import FarmError, QueueForbidden, StoreUnavailable, Transient
+from farm.errors import QueueForbidden, StoreUnavailable, Transient
 from farm.ledger import Batches, JobRef, Ledger, Window
 from farm.queue import Hints
 from farm.shards import Shelf
@@ -27,7 +29,7 @@ log = logging.getLogger(__name__)
 LIMIT = 1000  # jobs looked at in one go
 QUANTUM = 16  # jobs of one tenant before the next one's turn
 LONGEST_SLEEP = 1.0
-ROLL_SECONDS = 1.0  # between two looks for batches that are over
+TIDY_SECONDS = 1.0  # between two looks for what is left to be tidied
 STORE_PAUSE_SECONDS = 2.0  # without asking a store that was away
 
 
@@ -45,11 +47,16 @@ class Dispatcher:
         self._reconciler = Reconciler(self._acceptance, batches, shelf)
         self._reconcile_seconds, self._reconciled_at = settings.reconcile_seconds, time.monotonic()
         self._look_again_in = settings.hint_look_seconds
-        self._reconciling: threading.Thread | None = None
+        self._reconciling = Aside("the index is made again", self._walk)
         self.lead = Lead(self._window)
         self._batches, self._roller = batches, Roller(batches, shelf, self.lead)
-        self._rolling: threading.Thread | None = None
-        self._rolling_at = 0.0
+        self._orphans = Orphans(
+            batches, shelf, self.lead,
+            every_seconds=settings.collect_seconds, grace_seconds=settings.orphan_grace_seconds,
+        )  # fmt: skip
+        self._rolling = Aside("results are rolled", self._roller.roll_all)
+        self._collecting = Aside("orphans are collected", self._orphans.collect)
+        self._tidied_at = 0.0
         self._paces: dict[str, Pace] = {}
         self._store_back = 0.0
 
@@ -60,7 +67,7 @@ class Dispatcher:
             self._reconcile()
         elif time.monotonic() - self._reconciled_at > self._reconcile_seconds:
             self._reconcile()
-        self._roll()
+        self._tidy()
         due = self._window.take_due(limit=LIMIT, look_again_in=self._look_again_in)
         metrics.redeliveries.inc(due.jobs)
         for model in self._window.models():  # before the store is asked for anything: it may be slow, or away
@@ -93,37 +100,22 @@ class Dispatcher:
         metrics.hints.labels(model).inc(len(refs))
 
     def _reconcile(self) -> None:
-        """In a thread of its own: a store with a long history takes minutes to walk, and hints do not wait."""
-        if self._reconciling is None or not self._reconciling.is_alive():
+        if self._reconciling.start():
             self._reconciled_at = time.monotonic()
-            self._reconciling = threading.Thread(target=self._walk, name="reconcile", daemon=True)
-            self._reconciling.start()
-
-    def _roll(self) -> None:
-        """Beside the loop, too: a million results take minutes to read."""
-        if time.monotonic() < self._rolling_at or (self._rolling is not None and self._rolling.is_alive()):
-            return
-        self._rolling_at = time.monotonic() + ROLL_SECONDS
-        if self._batches.rolling() and self.lead.held():
-            self._rolling = threading.Thread(target=self._roll_all, name="rolling", daemon=True)
-            self._rolling.start()
-
-    def _roll_all(self) -> None:
-        try:
-            self._roller.roll_all()
-        except FarmError as error:
-            log.warning("%s while results were rolled; it is gone on with: %s", error.code, error)
-        except Exception:
-            log.exception("results could not be rolled; it is tried again")
 
     def _walk(self) -> None:
-        try:
-            self._reconciler.whole()
-            self._reconciler.collect_states()
-        except FarmError as error:
-            log.warning("%s while the index was made again; it is begun once more: %s", error.code, error)
-        except Exception:
-            log.exception("the index could not be made again; it is begun once more")
+        self._reconciler.whole()
+        self._reconciler.collect_states()
+
+    def _tidy(self) -> None:
+        """What only one dispatcher does, when it is time to."""
+        if time.monotonic() < self._tidied_at + TIDY_SECONDS:
+            return
+        self._tidied_at = time.monotonic()
+        if self._batches.rolling() and self.lead.held():
+            self._rolling.start()
+        if self._orphans.due():
+            self._collecting.start()
 
     def run(self, stop: threading.Event, *, on_round: Callable[[], object] = lambda: None) -> None:
         """Rounds until `stop` is set. What is away is waited for, and nothing ends the loop."""

@@ -1,4 +1,4 @@
-"""Which of several dispatchers does what only one need do: fill the queue's gauges, roll results."""
+"""Which of several dispatchers does what only one need do: fill gauges, roll results, collect orphans."""
 
 from __future__ import annotations
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import logging
-import re
-from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import groupby, islice
+from itertools import islice
 
 from farm import keys, metrics
 from farm.dispatcher.acceptance import Acceptance
 from farm.errors import InputNotFound, Transient
 from farm.ledger import Batches
-from farm.shards import Shelf
+from farm.shards import Accepted, Shelf
 
 log = logging.getLogger(__name__)
 
@@ -33,11 +30,11 @@ class Reconciler:
 
     def whole(self) -> int:
         """Open all that is not over; how many jobs. Ends with the index known to be whole, if Redis stayed the same."""
-        walk, opened, accepted = self._batches.begin_walk(), 0, self._accepted()
+        walk, opened, accepted = self._batches.begin_walk(), 0, self._shelf.accepted()
         try:
             with ThreadPoolExecutor(_READERS) as pool:
                 while part := list(islice(accepted, _PART)):
-                    opened += sum(pool.map(lambda one: self._open(*one), part))
+                    opened += sum(pool.map(self._open, part))
         except BaseException:
             self._batches.give_up_walk(walk)
             raise
@@ -59,38 +56,30 @@ class Reconciler:
                 removed += 1
         return removed
 
-    def _open(self, tenant: str, batch: str, retries: int, shards: int) -> int:
+    def _open(self, one: Accepted) -> int:
         try:
-            if self._batches.record(tenant, batch) is not None or self._over(tenant, batch, retries, shards):
+            if self._batches.record(one.tenant, one.batch) is not None or self._over(one):
                 return 0
-            return self._acceptance.open(tenant, batch)
+            return self._acceptance.open(one.tenant, one.batch)
         except Transient:
             raise
         except Exception:  # a damaged object is one batch's trouble
-            log.exception("batch %s of %s cannot be opened", batch, tenant)
+            log.exception("batch %s of %s cannot be opened", one.batch, one.tenant)
             return 0
 
-    def _accepted(self) -> Iterator[tuple[str, str, int, int]]:
-        """(tenant, batch, how often jobs of it were retried, its shards) of all that was ever accepted."""
-        root = keys.specs(self._shelf.root)
-        parts = (info.uri.removeprefix(root).split("/") for info in self._shelf.store.list(root))
-        for (tenant, batch), group in groupby((part for part in parts if len(part) == 3), key=lambda part: part[:2]):
-            names = Counter(re.split(r"\d{5,}", name)[0] for _, _, name in group)
-            yield tenant, batch, names["retry-"], names[""]
-
-    def _over(self, tenant: str, batch: str, retries: int, shards: int) -> bool:
+    def _over(self, one: Accepted) -> bool:
         """Summed up, and not retried since. Its results may be left to be rolled."""
-        summary = self._shelf.summary(tenant, batch)
-        if summary is None or summary.retries < retries:
+        summary = self._shelf.summary(one.tenant, one.batch)
+        if summary is None or summary.retries < one.retries:
             return False
-        if summary.results is not None and shards and not self._rolled(tenant, batch, summary.retries, shards):
-            self._batches.roll_later(tenant, batch, summary.retries)
+        if summary.results is not None and one.shards and not self._rolled(one, summary.retries):
+            self._batches.roll_later(one.tenant, one.batch, summary.retries)
         return True
 
-    def _rolled(self, tenant: str, batch: str, retries: int, shards: int) -> bool:
+    def _rolled(self, one: Accepted, retries: int) -> bool:
         """They are rolled in their order: where the last is, all are."""
         try:
-            self._shelf.store.head(keys.rolled(self._shelf.root, tenant, batch, retries, shards - 1))
+            self._shelf.store.head(keys.rolled(self._shelf.root, one.tenant, one.batch, retries, one.shards - 1))
         except InputNotFound:
             return False
         return True

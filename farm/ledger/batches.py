@@ -136,6 +136,16 @@ class Batches:
         with mapped():
             self._redis.srem(keys.ROLLING, f"{tenant}/{batch}/{retries}")
 
+    def collected_at(self) -> float | None:
+        """When the store was last gone through for orphaned outputs, by the clock of who did; None if nobody knows."""
+        with mapped():
+            at = cast("str | None", self._redis.get(keys.COLLECTED))
+        return None if at is None else float(at)
+
+    def set_collected(self, at: float) -> None:
+        with mapped():
+            self._redis.set(keys.COLLECTED, at)
+
     # After Redis lost everything
 
     def epoch(self) -> str | None:

@@ -35,6 +35,9 @@ FARM = {
     "FARM_MAX_ATTEMPTS": "1000",
     "FARM_MAX_CRASHES": "1000",
     "FARM_S3_READ_TIMEOUT": "5",
+    # Again and again, and without grace: what it must not touch is what every result names.
+    "FARM_COLLECT_SECONDS": "3",
+    "FARM_ORPHAN_GRACE_SECONDS": "0",
     "NOOP_SECONDS": "0.005-0.2",
 }
 PLAIN = Programs(("-m", "tests.faults.plain_celery", "worker"), (), ("-m", "tests.faults.plain_celery", "producer"))

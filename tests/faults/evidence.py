@@ -23,7 +23,7 @@ _MOST = 64 << 20
 
 # What may stay in an idle Redis: Celery's table of queues, and what the farm counts or remembers for good, or until it
 # expires (a walk that a killed dispatcher began).
-_NAMES = (keys.WEIGHTS, keys.SEQUENCE, keys.WAKE, keys.EPOCH, keys.LEADER)
+_NAMES = (keys.WEIGHTS, keys.SEQUENCE, keys.WAKE, keys.EPOCH, keys.COLLECTED, keys.LEADER)
 _PREFIXES = ("_kombu.binding", keys.FINISHED, keys.PACE, keys.WALK)
 
 

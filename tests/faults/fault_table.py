@@ -271,6 +271,15 @@ FAULTS: Final = {
             (f"{_RUNNER}test_a_crash_between_outputs_and_result_adopts_the_outputs",),
         ),
         Fault(
+            "the same, and the job then fails or is canceled",
+            "the dispatcher deletes them after the grace period, and nothing else",
+            (
+                "integration/test_orphans.py::test_what_a_dead_worker_left_of_a_job_that_failed_is_deleted",
+                "integration/test_orphans.py::test_what_others_wrote_under_the_same_name_is_left_alone",
+                "integration/test_orphans.py::test_outputs_of_jobs_that_succeeded_or_have_not_ended_are_left_alone",
+            ),
+        ),
+        Fault(
             "a worker dies after the result, before the index",
             "the job is marked done and not rendered again",
             (f"{_STORE}test_a_worker_that_died_after_the_result_and_before_the_index_leaves_no_work",),

@@ -25,8 +25,7 @@ def rolled(works, batch, retries=0):
 
 
 def roll(works):
-    if (thread := works.dispatcher._rolling) is not None:
-        thread.join()
+    works.dispatcher._rolling.join()
     works.dispatcher._roller.roll_all()
 
 
