@@ -244,6 +244,7 @@ class Runner:
             source = images.decode(
                 image, mask, polarity=job.mask_polarity, max_pixels=self._settings.max_image_pixels,
                 image_name=job.image, mask_name=job.mask or "",
+                fill_holes=job.fill_holes, output_format=job.output_format,
             )  # fmt: skip
             box = images.edit_box(source.mask, job.padding_mask_crop)
             region_size = (box[2] - box[0], box[3] - box[1])
@@ -252,7 +253,7 @@ class Runner:
                 if job.width and job.height
                 else images.choose_bucket(self._settings.buckets(), region_size)
             )
-            region = images.cut(source, bucket, padding=job.padding_mask_crop, grow=job.grow_mask)
+            region = images.cut(source, bucket, padding=job.padding_mask_crop, grow=job.grow_mask, paste=job.paste)
             attempt.warnings += source.warnings
             lease.moved()
         if self._prompt_length is not None:
@@ -272,13 +273,13 @@ class Runner:
                     source, region, painted, feather_px=job.mask_blur, preserve=job.preserve_unmasked
                 )
                 lease.moved()
-                files.append(images.encode(picture, job.output_format, job.output_quality))
+                files.append(images.encode(picture, job.output_format, job.output_quality, lease.moved))
                 lease.moved()
         with attempt.stage("store"):
             outputs, receipts = [], []
             for index, data in enumerate(files):
                 uri, data = self._write(attempt, job, index, data, lease)
-                receipts.append(images.receipt(source, data))
+                receipts.append(images.receipt(source, data, region))
                 lease.moved()
                 outputs.append(
                     Output(
