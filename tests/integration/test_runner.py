@@ -15,6 +15,7 @@ from farm.ledger import Ledger, connect
 from farm.schemas import InpaintJob
 from farm.states import JobState
 from producer.client import Client
+from tests.unit.picture_files import saved
 from worker.runner import Rendered, Runner
 
 
@@ -106,6 +107,36 @@ def test_a_job_succeeds_and_its_result_says_how(bench):
     out = Image.open(BytesIO(bench.store.get(result.outputs[0].uri, max_bytes=10**7).data))
     assert out.getpixel((60, 35)) == (255, 0, 0)
     assert out.getpixel((5, 5)) == bench.photo.getpixel((5, 5))
+
+
+def test_a_cut_out_needs_no_mask_and_keeps_its_depth_and_is_labelled(bench):
+    """A job's own fields reach the pictures: transparency as the mask, an output of another format."""
+    cutout = bench.photo.convert("RGBA")
+    alpha = Image.new("L", cutout.size, 0)
+    alpha.paste(255, (20, 20, 50, 40))
+    cutout.putalpha(alpha)
+    bench.put("cutout.png", png(cutout))
+    handle = bench.submit(image=bench.uri("cutout.png"), mask=None, output_format="tiff", padding_mask_crop=None)
+    assert bench.run(handle) is JobState.SUCCEEDED
+    result = handle.result(timeout=1)
+    receipt = result.receipt
+    assert (receipt.max_abs_diff_outside, receipt.pixels_outside, receipt.mode) == (0, 30 * 20, "RGBA")
+    data = bench.store.get(result.outputs[0].uri, max_bytes=10**7).data
+    assert b"compositeWithTrainedAlgorithmicMedia" in data
+    out = Image.open(BytesIO(data))
+    assert out.format == "TIFF" and out.getpixel((5, 5)) == (255, 0, 0, 255)
+    assert out.getpixel((30, 30)) == (*bench.photo.getpixel((30, 30)), 255)
+
+
+def test_what_the_format_cannot_hold_and_a_grown_paste_are_told_in_the_result(bench):
+    bench.put("cmyk.tiff", saved(bench.photo.convert("CMYK"), "TIFF"))
+    fields = {"image": bench.uri("cmyk.tiff"), "paste": "grown", "grow_mask": 4, "mask_blur": 0, "seed": 1}
+    handle = bench.submit(**fields, fill_holes=True, padding_mask_crop=30)
+    assert bench.run(handle) is JobState.SUCCEEDED
+    result = handle.result(timeout=1)
+    assert any("CMYK" in warning for warning in result.warnings)
+    assert (result.receipt.max_abs_diff_outside, result.receipt.outside, result.receipt.mode) == (0, "grown", "RGB")
+    assert result.receipt.pixels_outside < 96 * 64 - 40 * 30
 
 
 def test_a_seed_is_made_from_the_job_and_recorded(bench):
