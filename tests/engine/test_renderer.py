@@ -98,10 +98,10 @@ def test_what_is_no_weights_file_is_refused(renderer, data):
 
 
 def test_a_device_that_failed_ends_the_worker(renderer, monkeypatch):
-    def fail(requests):
+    def fail(*_, **__):
         raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore words")
 
-    monkeypatch.setattr(renderer._pipe, "denoise_step", fail)
+    monkeypatch.setattr(renderer._pipe.unet, "forward", fail)
     with pytest.raises(WorkerFatal, match=r"illegal memory access was encountered$"):
         render(renderer)
 

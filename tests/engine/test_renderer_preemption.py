@@ -138,7 +138,7 @@ def damaged(state: bytes, kind: str) -> bytes:
         case "metadata gone":
             return save(tensors)
         case "of an earlier format":
-            return state.replace(b"inpaint-farm-state/1", b"inpaint-farm-state/0")
+            return state.replace(b"inpaint-farm-state/2", b"inpaint-farm-state/1")
     raise AssertionError(kind)
 
 

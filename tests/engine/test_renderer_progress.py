@@ -7,7 +7,8 @@ import pytest
 
 from farm import metrics
 from tests.engine.renderer_bench import after, make_renderer, make_request
-from worker.pace import Pace, Shape
+from worker.engine.stopwatch import Work
+from worker.pace import Pace
 from worker.preemption import Preemption
 
 
@@ -99,7 +100,7 @@ def test_an_estimate_grows_with_the_work(tiny_checkpoint):
     assert ratio(num_images_per_prompt=4) == pytest.approx(4)
     assert ratio(strength=0.5) < 0.8
     assert ratio(scheduler="heun") > 1.2
-    assert ratio(guidance_scale=1.0) == pytest.approx(0.5)
+    assert ratio(guidance_scale=1.0) == pytest.approx(0.5, abs=0.1)  # encoding and decoding take as long
 
 
 def test_an_estimate_is_about_what_it_takes(renderer):
@@ -138,7 +139,7 @@ def test_another_jobs_estimate_is_its_own(renderer):
 
 
 def test_pace_learns_and_scales():
-    pace, small, large = Pace(), Shape(64, 64, 2), Shape(128, 128, 2)
+    pace, small, large = Pace(), Work(64, 64, 2), Work(128, 128, 2)
     assert pace.seconds("denoise", small) == math.inf
     pace.observe("denoise", small, 1.0)
     assert pace.seconds("denoise", small) == 1.0
@@ -147,5 +148,5 @@ def test_pace_learns_and_scales():
     for _ in range(30):
         pace.observe("denoise", small, 3.0)
     assert pace.seconds("denoise", small) == pytest.approx(3.0, abs=0.01)
-    pace.observe("denoise", Shape(128, 120, 2), 5.0)
+    pace.observe("denoise", Work(128, 120, 2), 5.0)
     assert pace.seconds("denoise", large) == pytest.approx(5.0 * 128 / 120), "the nearest size, not the first"

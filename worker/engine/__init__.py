@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import Any
 
 _EXPORTS = {
+    "InpaintEngine": "worker.engine.engine",
     "StableDiffusionInpaintPipeline": "worker.engine.pipeline",
     "StableDiffusionPipelineOutput": "worker.engine.pipeline",
     "UNet2DConditionModel": "worker.engine.unet",

@@ -5,6 +5,7 @@ without guidance adds no unconditional row to it.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +17,11 @@ from worker.engine.request import Request
 
 UNet = Callable[..., torch.Tensor]
 Key = tuple[Any, ...]
+Rows = Callable[[slice], AbstractContextManager[Any]]
+
+
+def all_alike(part: slice) -> AbstractContextManager[Any]:
+    return nullcontext()
 
 
 def group_key(request: Request) -> Key:
@@ -45,8 +51,14 @@ def halves(request: Request, positive: torch.Tensor, negative: torch.Tensor | No
     return torch.cat([negative, positive]) if request.guided else positive
 
 
-def predict(unet: UNet, requests: Sequence[Request], in_channels: int) -> list[torch.Tensor]:
-    """The model's guided output ``[N, C, h, w]`` for each of `requests`, all of one `group_key`."""
+def predict(
+    unet: UNet, requests: Sequence[Request], in_channels: int, most_rows: int | None = None, rows: Rows = all_alike
+) -> list[torch.Tensor]:
+    """The model's guided output ``[N, C, h, w]`` for each of `requests`, all of one `group_key`.
+
+    A forward takes at most `most_rows` rows (None: all). `rows` is entered around each forward with the slice of the
+    batch that it makes.
+    """
     samples = [model_input(request, in_channels) for request in requests]
     times = [r.scheduler.timestep(r.state).expand(len(s)) for r, s in zip(requests, samples, strict=True)]
     condition = None
@@ -56,14 +68,24 @@ def predict(unet: UNet, requests: Sequence[Request], in_channels: int) -> list[t
         torch.cat([halves(r, r.ip_hidden_states[i], _at(r.negative_ip_hidden_states, i)) for r in requests])
         for i in range(len(requests[0].ip_hidden_states))
     ]
-    output = unet(
-        torch.cat(samples),
-        torch.cat([time.float() for time in times]) if len(times) > 1 else times[0],
-        encoder_hidden_states=torch.cat([halves(r, r.prompt_embeds, r.negative_prompt_embeds) for r in requests]),
-        timestep_cond=condition,
-        ip_hidden_states=images or None,
-        ip_adapter_masks=requests[0].ip_adapter_masks or None,
-    )
+    sample = torch.cat(samples)
+    timestep = torch.cat([time.float() for time in times]) if len(times) > 1 else times[0]
+    texts = torch.cat([halves(r, r.prompt_embeds, r.negative_prompt_embeds) for r in requests])
+    made = []
+    for begin in range(0, len(sample), most_rows or len(sample)):
+        part = slice(begin, begin + (most_rows or len(sample)))
+        with rows(part):
+            made.append(
+                unet(
+                    sample[part],
+                    timestep[part],
+                    encoder_hidden_states=texts[part],
+                    timestep_cond=None if condition is None else condition[part],
+                    ip_hidden_states=[image[part] for image in images] or None,
+                    ip_adapter_masks=requests[0].ip_adapter_masks or None,
+                )
+            )
+    output = torch.cat(made) if len(made) > 1 else made[0]
     parts = output.split([len(sample) for sample in samples])
     return [_guided(request, part) for request, part in zip(requests, parts, strict=True)]
 

@@ -1,9 +1,16 @@
 """What the failures of a device mean, and what to do before going on."""
 
 import gc
+import logging
+from collections.abc import Callable
 from enum import Enum
+from typing import TypeVar
 
 import torch
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class Fault(Enum):
@@ -41,6 +48,8 @@ def fault_of(error: BaseException) -> Fault | None:
 def _own_fault(error: BaseException) -> Fault | None:
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return Fault.MEMORY
+    if isinstance(error, DeviceLost):
+        return Fault.STICKY
     if not isinstance(error, RuntimeError):
         return None
     text = str(error).lower()
@@ -67,3 +76,25 @@ def release_memory(device: str) -> None:
     gc.collect()
     if device != "cpu":
         torch.cuda.empty_cache()
+
+
+class DeviceLost(Exception):
+    """Nothing more can be done on this device by this process. The message says why."""
+
+
+class MemoryExhausted(Exception):
+    """Memory ran out. The message is the device's own first line; nothing of the attempt is held by it."""
+
+
+def within_memory(device: str, do: Callable[[], T]) -> T:
+    """What `do` gives. Raises MemoryExhausted, with the memory of the attempt let go of, where it ran out."""
+    try:
+        return do()
+    except Exception as error:
+        if fault_of(error) is not Fault.MEMORY:
+            raise
+        shortage = first_line(error)
+    # Here and not in the handler: the tensors of an attempt live as long as its exception does.
+    logger.warning("out of memory: %s", shortage)
+    release_memory(device)
+    raise MemoryExhausted(shortage)

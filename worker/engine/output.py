@@ -52,19 +52,23 @@ def require_painted(pictures: torch.Tensor) -> torch.Tensor:
     return pictures
 
 
-def decode(vae: Any, request: Request) -> torch.Tensor:
-    """The request's pictures, ``[N, 3, H, W]`` in about −1..1.
+def decode(vae: Any, request: Request, at_once: int | None = None) -> torch.Tensor:
+    """The request's pictures, ``[N, 3, H, W]`` in about −1..1, `at_once` of them in one forward (None: all).
 
     Raises NonFiniteOutput for NaN or Inf, BlackOutput for a picture of zeros, and InvalidParameter where the decoder
     has to look at a picture and there are only latents of it.
     """
     latents = require_finite(request.latents, "the UNet's latents hold") / vae.config.scaling_factor
-    if request.pixels is None:
-        return require_painted(vae.decode(latents))
-    pixels, mask, rows = request.pixels, request.pixel_mask, len(latents)
+    given = [latents] if request.pixels is None else [latents, *_seen(request)]
+    parts = zip(*(tensor.split(at_once or len(latents)) for tensor in given), strict=True)
+    return require_painted(torch.cat([vae.decode(*part) for part in parts]))
+
+
+def _seen(request: Request) -> tuple[torch.Tensor, torch.Tensor]:
+    """Picture and mask, N rows each, for a decoder that looks at them."""
+    pixels, mask, rows = request.pixels, request.pixel_mask, len(request.latents)
     if pixels.shape[-2:] != mask.shape[-2:]:
         raise InvalidParameter("image", "has to be a picture, not latents, for a VAE whose decoder looks at it")
     # diffusers encodes the pictures once more here and makes no use of it, but for the numbers that it draws.
-    skip_sample(len(pixels), latents.shape[1:], request.generator, pixels.device, pixels.dtype)
-    seen = {"image": repeat_rows(pixels, rows, "image"), "mask": repeat_rows(mask, rows, "mask_image")}
-    return require_painted(vae.decode(latents, **seen))
+    skip_sample(len(pixels), request.latents.shape[1:], request.generator, pixels.device, pixels.dtype)
+    return repeat_rows(pixels, rows, "image"), repeat_rows(mask, rows, "mask_image")

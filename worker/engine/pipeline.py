@@ -192,8 +192,11 @@ class StableDiffusionInpaintPipeline(PipelineFiles):
         """
         return self.begin(self.read_call(**arguments), keep_masked_image_latents=keep_masked_image_latents)
 
-    def read_call(self, **arguments: Any) -> Reading:
-        """The same arguments checked and their pictures read, without a network: for any thread."""
+    def read_call(self, *, ip_adapters: int | None = None, **arguments: Any) -> Reading:
+        """The same arguments checked and their pictures read, without a network: for any thread.
+
+        `ip_adapters`: how many will be loaded when it begins; None: as many as now.
+        """
         # numpy's numbers are numbers, too
         call = Call(
             **{key: value.item() if isinstance(value, np.generic) else value for key, value in arguments.items()}
@@ -202,7 +205,7 @@ class StableDiffusionInpaintPipeline(PipelineFiles):
             call = call.sized(default_sample_size(self.unet) * self.vae_scale_factor)
         self._is_plain()
         guided = self._is_guided(call)
-        check(call, self._limits(guided))
+        check(call, self._limits(guided, ip_adapters))
         return Reading(
             call, read_canvas(call, self.image_processor, self.mask_processor, self.vae.config.in_channels), guided
         )
@@ -364,13 +367,13 @@ class StableDiffusionInpaintPipeline(PipelineFiles):
         numeric = isinstance(call.guidance_scale, int | float)
         return numeric and is_guided(call.guidance_scale, self.unet.config.time_cond_proj_dim)
 
-    def _limits(self, guided: bool) -> Limits:
+    def _limits(self, guided: bool, ip_adapters: int | None) -> Limits:
         return Limits(
             vae_scale_factor=self.vae_scale_factor,
             latent_channels=self.vae.config.latent_channels,
             cross_attention_dim=self.unet.config.cross_attention_dim,
             text_layers=None if self.text_encoder is None else self.text_encoder.config.num_hidden_layers,
-            ip_adapters=len(self.unet.ip_adapters),
+            ip_adapters=len(self.unet.ip_adapters) if ip_adapters is None else ip_adapters,
             guided=guided,
         )
 

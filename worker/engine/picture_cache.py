@@ -1,0 +1,54 @@
+"""What the VAE's encoder says of a picture, kept: a template is edited many times, a job's images are of one picture.
+
+Kept is the distribution, never a sample of it: each image samples with a generator of its own, as it would alone.
+"""
+
+import hashlib
+from collections import OrderedDict
+from typing import Any
+
+import torch
+
+from worker.engine.latents import latents_of
+from worker.engine.noise import Generators
+from worker.engine.vae import DiagonalGaussian
+
+
+class PictureCache:
+    """The last distributions, up to `max_bytes` of moments. Not for two threads."""
+
+    def __init__(self, vae: Any, *, max_bytes: int = 64 * 1024**2):
+        self._vae, self._max_bytes = vae, max_bytes
+        self._kept: OrderedDict[bytes, DiagonalGaussian] = OrderedDict()
+        self._bytes = 0
+        self.hits = self.misses = 0
+
+    @property
+    def config(self) -> Any:
+        return self._vae.config
+
+    def encode(self, picture: torch.Tensor) -> DiagonalGaussian:
+        """As the VAE's, of one picture ``[1, 3, H, W]``."""
+        key = _digest(picture)
+        if key in self._kept:
+            self.hits += 1
+            self._kept.move_to_end(key)
+            return self._kept[key]
+        self.misses += 1
+        made = self._vae.encode(picture)
+        self._kept[key] = made
+        self._bytes += made.moments.nbytes
+        while self._bytes > self._max_bytes and len(self._kept) > 1:
+            _, dropped = self._kept.popitem(last=False)
+            self._bytes -= dropped.moments.nbytes
+        return made
+
+    def latents_of(self, vae: Any, image: torch.Tensor, generator: Generators) -> torch.Tensor:
+        """`latents.latents_of` of a call with a generator for each image; a call with one for all goes past."""
+        return latents_of(self if isinstance(generator, list) else self._vae, image, generator)
+
+
+def _digest(picture: torch.Tensor) -> bytes:
+    digest = hashlib.sha256(f"{picture.dtype} {tuple(picture.shape)}".encode())
+    digest.update(picture.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.digest()

@@ -1,0 +1,73 @@
+"""Which LoRAs are in the weights: the UNet's of the rows that step, the text encoder's of the text that is encoded.
+
+The two change at different times, so each is asked for by itself and the other stays as it is.
+"""
+
+import time
+from collections.abc import Callable, Iterable
+
+from torch import nn
+
+from worker.engine.lora import Adapter, LoraMerger
+
+Set = tuple[Adapter, ...]
+
+
+def unet_part(loras: Iterable[Adapter]) -> Set:
+    """What of `loras` acts on the UNet."""
+    return tuple(
+        one._replace(text_encoder=None) for one in loras if one.unet is not None and "unet" in one.lora.components
+    )
+
+
+def text_part(loras: Iterable[Adapter]) -> Set:
+    """What of `loras` acts on the text encoder."""
+    return tuple(
+        one._replace(unet=None)
+        for one in loras
+        if one.text_encoder is not None and "text_encoder" in one.lora.components
+    )
+
+
+def key_of(loras: Iterable[Adapter]) -> tuple[object, ...]:
+    """Equal keys on equal base weights mean equal weights."""
+    return tuple((one.lora.fingerprint, one.unet, one.text_encoder) for one in loras)
+
+
+class Swaps:
+    """`synchronize` waits for the device; `swapped` is called after every change of weights."""
+
+    def __init__(
+        self,
+        unet: nn.Module,
+        text_encoder: nn.Module | None,
+        synchronize: Callable[[], None] = lambda: None,
+        swapped: Callable[[], None] = lambda: None,
+    ):
+        self.merger = LoraMerger(unet, text_encoder)
+        self._synchronize, self._swapped = synchronize, swapped
+        self._unet: Set = ()
+        self._text: Set = ()
+
+    def unet(self, loras: Set) -> float:
+        """Make the UNet's set exactly this; seconds it took, 0 where it was so already. Raises as `LoraMerger` does."""
+        return self._change(loras, self._text)
+
+    def text(self, loras: Set) -> float:
+        """The same for the text encoder."""
+        return self._change(self._unet, loras)
+
+    def is_merged(self, loras: Set) -> bool:
+        """Whether the UNet's weights hold exactly this set."""
+        return key_of(loras) == key_of(self._unet)
+
+    def _change(self, unet: Set, text: Set) -> float:
+        begin = time.monotonic()
+        if not self.merger.set_adapters((*unet, *text), check_finite=True):
+            self._unet, self._text = unet, text
+            return 0.0
+        self._synchronize()
+        self._unet, self._text = unet, text
+        seconds = time.monotonic() - begin
+        self._swapped()
+        return seconds
