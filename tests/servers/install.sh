@@ -46,9 +46,11 @@ if ! { apt-get -q update &&
     echo "apt-get could not install$missing." >&2
     exit 1
 fi
-# Nor shall it start with the machine: the tests run servers of their own.
-case " $missing " in
-*" redis-server "*)
-    if command -v systemctl >/dev/null 2>&1; then systemctl disable redis-server.service >/dev/null 2>&1 || true; fi
-    ;;
-esac
+# Nor shall they start with the machine: the tests run servers of their own.
+for service in redis-server prometheus; do
+    case " $missing " in
+    *" $service "*)
+        if command -v systemctl >/dev/null 2>&1; then systemctl disable "$service.service" >/dev/null 2>&1 || true; fi
+        ;;
+    esac
+done
