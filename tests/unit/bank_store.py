@@ -26,6 +26,7 @@ class WatchedStore:
         self.gate.set()
         self.waiting = threading.Semaphore(0)
         self.failures = 0
+        self.banks: list[LoraBank] = []
 
     def head(self, uri: str) -> Any:
         self.calls["head"] += 1
@@ -70,4 +71,6 @@ SIZE = len(weights(0))
 def make_bank(store: WatchedStore, read: Any = None, *, device: int = 0, ram: int = 100, **options: Any) -> LoraBank:
     """A bank whose budgets are told in files of `SIZE` bytes."""
     budgets = Budgets(device * SIZE, ram * SIZE, options.pop("disk", 100) * SIZE, options.pop("file", 10**6))
-    return LoraBank(store, read or Reader(), device="cpu", budgets=budgets, **options)
+    bank = LoraBank(store, read or Reader(), device="cpu", budgets=budgets, **options)
+    store.banks.append(bank)
+    return bank

@@ -40,6 +40,8 @@ def store(local_store, tmp_path) -> Iterator[WatchedStore]:
     watched = WatchedStore(local_store, f"file://{tmp_path}/store")
     yield watched
     watched.gate.set()
+    for bank in watched.banks:
+        bank.close()
 
 
 def tier(bank: LoraBank, ref, **options) -> str:
@@ -306,6 +308,30 @@ def test_a_bad_lora_is_nothing_to_the_others_of_the_same_moment(store):
         tiers = [pool.submit(tier, bank, ref) for ref in (good, bad) * 4]
         assert all(t.result() in ("remote", "ram") for t in tiers[::2])
         assert all(isinstance(t.exception(), LoraNonFinite) for t in tiers[1::2])
+
+
+def test_a_job_does_not_fail_by_what_was_seen_before_it_was_claimed(store, monkeypatch):
+    """The first looks when there is nothing; by the time the second is claimed, it has been uploaded."""
+    bank, ref, looking, uploaded = make_bank(store), store.ref("a"), threading.Event(), threading.Event()
+    head = store.head
+
+    def slow(uri: str):
+        try:
+            return head(uri)
+        finally:
+            looking.set()
+            assert uploaded.wait(20)
+
+    monkeypatch.setattr(store, "head", slow)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(tier, bank, ref)
+        assert looking.wait(20)
+        store.ref("a", weights(1))
+        second = pool.submit(tier, bank, ref, since=time.monotonic())
+        time.sleep(0.1)  # it waits for the first one's load
+        uploaded.set()
+        assert isinstance(first.exception(), LoraNotFound)
+        assert second.result() == "remote"
 
 
 def test_a_store_that_was_away_is_asked_again(store):

@@ -155,8 +155,11 @@ class LoraBank:
                 held.callback(self._release, tier, key)
                 metrics.lora_load_seconds.labels(tier.name).observe(0.0)
                 return replace(asset, tier=tier.name, seconds=time.monotonic() - begin)
-            loaded = self._flights.wait(flight or self._start(ref, since, urgent=True), progress)
-            flight = None  # what it brought may have been dropped by now, or be older than it must be
+            flight = flight or self._start(ref, since, urgent=True)
+            self._flights.wait(flight, progress)
+            # Where a look failed that was made for another job before this one's time, there may be more to see by now.
+            loaded = None if flight.failed and flight.since < since else flight.result()
+            flight = None
             if loaded is not None and serves(ref, loaded.version, since):
                 key = (type(ref), loaded.asset.sha256)
                 asset = tier.put_and_hold(key, loaded.asset, _size(loaded.asset))
@@ -180,15 +183,15 @@ class LoraBank:
 
     def _start(self, ref: Ref, since: float, *, urgent: bool) -> Flight:
         key = (type(ref), ref.path, ref.sha256)
-        return self._flights.start(key, lambda flight: self._load(ref, since, flight), urgent=urgent)
+        return self._flights.start(key, lambda flight: self._load(ref, flight), since, urgent=urgent)
 
     # Loading, in the bank's threads
 
-    def _load(self, ref: Ref, since: float, flight: Flight) -> _Loaded | None:
+    def _load(self, ref: Ref, flight: Flight) -> _Loaded | None:
         """The ref's asset in its nearest tier; None if it was only wanted ahead of time and there is no room there."""
         begin = time.monotonic()
         try:
-            asset, version = self._in_ram(ref, self._looked_up(ref, since), flight)
+            asset, version = self._in_ram(ref, self._looked_up(ref, flight.since), flight)
         except InputNotFound:
             raise LoraNotFound(f"There is no weights file at {ref.path}; check the address.") from None
         _, place = self._nearest(ref)

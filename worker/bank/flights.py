@@ -17,14 +17,15 @@ _LOOK_SECONDS = 0.2  # how often one who waits tells that the load goes on, and 
 
 
 class Flight:
-    """One load. `urgent` says that a job waits for it; without, it is made ahead of the job's turn.
+    """One load. `urgent` says that a job waits for it; without, it is made ahead of the job's turn. `since` is how old
+    what it sees may be.
 
     `work(flight)` makes it and calls `moved` with the bytes that it read; what it leaves in `afterwards` is called
     when those who wait have been served, unless it failed.
     """
 
-    def __init__(self, work: Callable[[Flight], Any], *, urgent: bool):
-        self.urgent = urgent
+    def __init__(self, work: Callable[[Flight], Any], since: float, *, urgent: bool):
+        self.urgent, self.since = urgent, since
         self.afterwards: Callable[[], None] | None = None
         self.begun = False
         self.bytes = 0
@@ -43,7 +44,7 @@ class Flight:
             self._error = error
 
     def follow_up(self) -> None:
-        if self.afterwards is None or self._error is not None:
+        if self.afterwards is None or self.failed:
             return
         try:
             self.afterwards()
@@ -57,11 +58,9 @@ class Flight:
     def land(self) -> None:
         self._done.set()
 
-    def wait(self, progress: Progress | None, others: Callable[[], int]) -> Any:
-        """What `work` returned; or what it raised, as an exception of the caller's own.
-
-        `progress` hears of bytes that move, here or, while this one has not begun, in the `others`; what it raises
-        ends the wait and not the load.
+    def wait(self, progress: Progress | None, others: Callable[[], int]) -> None:
+        """Until it has landed. `progress` hears of bytes that move, here or, while this one has not begun, in the
+        `others`; what it raises ends the wait and not the load.
         """
         seen = others()
         while not self._done.wait(_LOOK_SECONDS):
@@ -69,6 +68,13 @@ class Flight:
                 now = self.bytes if self.begun else others()
                 progress(max(0, now - seen))
                 seen = now
+
+    @property
+    def failed(self) -> bool:
+        return self._error is not None
+
+    def result(self) -> Any:
+        """What `work` returned; or what it raised, as an exception of the caller's own."""
         if self._error is not None:
             raise own(self._error) from self._error
         return self._result
@@ -87,14 +93,14 @@ class Flights:
         self._changed = threading.Condition()
         self._closed = False
 
-    def start(self, key: Hashable, work: Callable[[Flight], Any], *, urgent: bool) -> Flight:
+    def start(self, key: Hashable, work: Callable[[Flight], Any], since: float, *, urgent: bool) -> Flight:
         """The load `key` that is in the air, else a new one. An urgent one overtakes those made ahead of time."""
         with self._changed:
             if self._closed:
                 raise Preempted("The worker is ending and loads no more weights.")
             flight = self._air.get(key)
             if flight is None:
-                flight = self._air[key] = Flight(work, urgent=urgent)
+                flight = self._air[key] = Flight(work, since, urgent=urgent)
                 (self._urgent if urgent else self._ahead).append((key, flight))
             elif urgent and not flight.urgent:
                 flight.urgent = True
@@ -106,8 +112,8 @@ class Flights:
             self._changed.notify()
             return flight
 
-    def wait(self, flight: Flight, progress: Progress | None) -> Any:
-        return flight.wait(progress, self._moved)
+    def wait(self, flight: Flight, progress: Progress | None) -> None:
+        flight.wait(progress, self._moved)
 
     def close(self) -> None:
         """Begin no more loads; those who wait for one that has not begun get Preempted."""
