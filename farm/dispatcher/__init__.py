@@ -2,6 +2,7 @@
 
     dispatcher   the loop: what is due, what is to be indexed, what is to be hinted
     acceptance   batches between store and index: opened, indexed shard by shard, closed
+    ended        which jobs of a batch have a result, by their names
     reconcile    the index made again from the store, after Redis lost it
     pace         how many hints may be out, and how many jobs one stands for
     rolling      the results of batches that are over, rolled into shards

@@ -6,14 +6,16 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
 from farm import keys
 from farm.config import Settings
-from farm.errors import FarmError, InputNotFound, SpecUnreadable, Transient
+from farm.dispatcher.ended import Ended
+from farm.errors import FarmError, InputNotFound, InvalidInput, SpecUnreadable, Transient
 from farm.ledger import Batches, BatchRecord, JobRef, Ledger
-from farm.schemas import BatchFooter, BatchSummary
+from farm.schemas import BatchFooter, BatchSummary, JobResult
 from farm.shards import Shelf
 from farm.states import JobState
 
@@ -21,6 +23,7 @@ log = logging.getLogger(__name__)
 
 GIVE_UP_LOOKS = 80  # at a batch that was announced and never sealed, a day of them: its client is not coming back
 GO_THROUGH = 3  # times that a batch whose jobs do not add up is gone through; its footer may be wrong
+_READERS = 16  # results read at once
 AT_A_TIME_SECONDS = 0.1  # of reading the store, before it is the hints' turn again
 
 
@@ -35,6 +38,7 @@ class Acceptance:
         self._look_again_in, self._max_live = settings.batch_look_seconds, settings.max_indexed
         self._not_before: dict[str, float] = {}
         self._gone_through: Counter[str] = Counter()
+        self._reopened: dict[tuple[str, str, str], Ended | None] = {}  # (tenant, batch, model) → what has ended of it
 
     def look_at(self, tenant: str, batch: str) -> None:
         """A batch is due: find out what is wrong with it, or that it is over."""
@@ -53,6 +57,8 @@ class Acceptance:
         later: dict[str, dict[str, int]] = {}
         for tenant, batch, model in self._batches.unindexed():
             if live[tenant, model] >= self._max_live or began < self._not_before.get(batch, 0.0):
+                continue
+            if (tenant, batch, model) in self._reopened:
                 continue
             with self._by_itself(tenant, batch):
                 if batch not in later:
@@ -80,7 +86,7 @@ class Acceptance:
     def _open_batch(self, footer: BatchFooter) -> int:
         tenant, batch = footer.tenant, footer.batch_id
         retries = self._shelf.retry_count(tenant, batch)
-        opened = self._batches.open(footer, retries=retries, look_again_in=self._look_again_in)
+        opened = self._batches.reopen(footer, retries=retries, look_again_in=self._look_again_in)
         if self._shelf.canceled(tenant, batch):  # looked at last, so that no mark is missed
             self._batches.cancel(batch)
         return footer.jobs if opened else 0
@@ -96,9 +102,51 @@ class Acceptance:
         record = self._batches.record(tenant, batch)
         if record is None or record.paused or record.next_shard >= record.shards:
             return 0
+        if record.reopened:
+            self._reopened[tenant, batch, record.model] = None
+            return 0
         refs = self._shelf.refs(tenant, batch, record.next_shard, later)
         self._batches.index_shard(tenant, batch, record.next_shard, refs)
         return len(refs)
+
+    # After the index was lost
+
+    @property
+    def reopened(self) -> bool:
+        """Whether batches wait for `recover`."""
+        return bool(self._reopened)
+
+    def recover(self) -> None:
+        """Index, as far as there is room, batches of which jobs have ended that nobody counts any more.
+
+        One LIST tells which; they are counted and get no row, so that nobody claims them again. For a thread beside
+        the loop: the results of what has ended are read, a shard's at a time.
+        """
+        with ThreadPoolExecutor(_READERS) as pool:
+            for tenant, batch, model in list(self._reopened):
+                with self._by_itself(tenant, batch):
+                    self._recover(tenant, batch, model, pool)
+                if batch in self._not_before:  # damaged: tried again later, from the beginning
+                    self._reopened.pop((tenant, batch, model), None)
+
+    def _recover(self, tenant: str, batch: str, model: str, pool: Executor) -> None:
+        ended = self._reopened[tenant, batch, model]
+        if ended is None:
+            prefix = keys.results(self._shelf.root, tenant, batch)
+            ended = Ended(info.uri.removeprefix(prefix) for info in self._shelf.store.list(prefix))
+            self._reopened[tenant, batch, model] = ended
+        later = self._shelf.generations(tenant, batch)
+        while Counter(self._batches.live())[tenant, model] < self._max_live:
+            record = self._batches.record(tenant, batch)
+            if record is None or not record.reopened or record.paused or record.next_shard >= record.shards:
+                del self._reopened[tenant, batch, model]
+                return
+            refs = self._shelf.refs(tenant, batch, record.next_shard, later)
+            over = [ref for ref in refs if ended.has(ref.job_id, ref.generation)]
+            lines = self._shelf.result_lines(over, pool)
+            states = {ref.job_id: _state(line) for ref, line in zip(over, lines, strict=True) if line is not None}
+            left = [ref for ref in refs if ref.job_id not in states]
+            self._batches.index_shard(tenant, batch, record.next_shard, left, ended=Counter(states.values()))
 
     def _look_for_work(self, announced: BatchRecord) -> None:
         """It was announced, and no word came after."""
@@ -154,6 +202,14 @@ class Acceptance:
             known = isinstance(error, FarmError)
             log.warning("batch %s of %s has to wait: %s", batch, tenant, error, exc_info=not known)
             self._not_before[batch] = time.monotonic() + self._look_again_in
+
+
+def _state(line: bytes) -> str:
+    """How a job ended. A result that cannot be read is one all the same."""
+    try:
+        return JobResult.from_json(line).status.value
+    except InvalidInput:
+        return JobState.FAILED.value
 
 
 def _place(ref: JobRef) -> tuple[str, str, str, int]:

@@ -45,6 +45,7 @@ class Dispatcher:
         batches, ledger = Batches(client), Ledger(client)
         self._acceptance = Acceptance(batches, ledger, shelf, settings)
         self._reconciler = Reconciler(self._acceptance, batches, shelf)
+        self._recovering = Aside("what has ended is counted again", self._acceptance.recover)
         self._reconcile_seconds, self._reconciled_at = settings.reconcile_seconds, time.monotonic()
         self._look_again_in = settings.hint_look_seconds
         self._reconciling = Aside("the index is made again", self._walk)
@@ -83,7 +84,10 @@ class Dispatcher:
         try:
             for tenant, batch in due:
                 self._acceptance.look_at(tenant, batch)
-            return self._acceptance.index()
+            indexed = self._acceptance.index()
+            if self._acceptance.reopened:
+                self._recovering.start()
+            return indexed
         except StoreUnavailable as error:
             log.warning("%s: %s", error.code, error)
             self._store_back = time.monotonic() + STORE_PAUSE_SECONDS

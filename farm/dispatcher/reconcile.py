@@ -19,7 +19,8 @@ _PART = 1000
 
 
 class Reconciler:
-    """Walks the names of all specs once. Opening a batch again is harmless: who claims a job looks for its result."""
+    """Walks the names of all specs once. Opening a batch again is harmless: what has ended of it is found and counted,
+    and who claims a job looks for its result."""
 
     def __init__(self, acceptance: Acceptance, batches: Batches, shelf: Shelf):
         self._acceptance, self._batches, self._shelf = acceptance, batches, shelf

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from typing import Final
 
-# ARGV: tenant, batch_id, shard, (job_id, FIELDS…)*: index one shard, once → new rows, or -1 if it was indexed already
+# ARGV: tenant, batch_id, shard, n, (state, count)*n, (job_id, FIELDS…)*: index one shard, once → new rows, or -1 if it
+# was indexed already. The counts are of its jobs that have ended and need no row.
 INDEX_SHARD: Final = """
 local batch = BATCH .. ARGV[2]
 if tonumber(redis.call('HGET', batch, 'next_shard') or 0) ~= tonumber(ARGV[3]) then return -1 end
-local width, new = #FIELDS + 1, 0
-for at = 4, #ARGV, width do
+local width, new, first = #FIELDS + 1, 0, 5 + 2 * ARGV[4]
+for at = 5, first - 1, 2 do
+  redis.call('HINCRBY', batch, 'n:' .. ARGV[at], ARGV[at + 1])
+  lower(QUEUED, ARGV[1], ARGV[at + 1])
+end
+for at = first, #ARGV, width do
   if bring_in(at) then new = new + 1 end
 end
 local known = redis.call('HMGET', batch, 'shards', 'live', 'model')
@@ -30,18 +35,18 @@ redis.call('ZADD', DUE, now + ARGV[3], 'batch:' .. ARGV[1] .. '/' .. ARGV[2])
 return 1
 """
 
-# ARGV: tenant, batch_id, jobs, shards, next_shard, priority, model, look_again, retries, ended, (state, count)*: all of
-# it is in the store; `ended` of its jobs need nothing more, and these are the counts of how.
+# ARGV: tenant, batch_id, jobs, shards, next_shard, priority, model, look_again, retries, reopened, ended,
+# (state, count)*: all of it is in the store; `ended` of its jobs need nothing more, and these are the counts of how.
 OPEN_BATCH: Final = """
 local batch, name = BATCH .. ARGV[2], ARGV[1] .. '/' .. ARGV[2]
 if redis.call('HEXISTS', batch, 'shards') == 1 then return 0 end
 local place = (100 - ARGV[6]) * 1e12 + redis.call('INCR', SEQUENCE)
 redis.call('HSET', batch, 'jobs', ARGV[3], 'shards', ARGV[4], 'next_shard', ARGV[5], 'state', 'open', 'model', ARGV[7],
-  'retries', ARGV[9], 'place', place)
+  'retries', ARGV[9], 'reopened', ARGV[10], 'place', place)
 redis.call('HSETNX', batch, 'live', 0)
 redis.call('HDEL', batch, 'looks')
-redis.call('HINCRBY', QUEUED, ARGV[1], ARGV[3] - ARGV[10])
-for at = 11, #ARGV, 2 do redis.call('HSET', batch, 'n:' .. ARGV[at], ARGV[at + 1]) end
+redis.call('HINCRBY', QUEUED, ARGV[1], ARGV[3] - ARGV[11])
+for at = 12, #ARGV, 2 do redis.call('HSET', batch, 'n:' .. ARGV[at], ARGV[at + 1]) end
 if tonumber(ARGV[5]) < tonumber(ARGV[4]) then redis.call('ZADD', OPEN, place, name .. '/' .. ARGV[7]) end
 redis.call('ZADD', DUE, ARGV[4] == '0' and now or now + ARGV[8], 'batch:' .. name)
 wake()

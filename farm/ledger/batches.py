@@ -58,11 +58,23 @@ class Batches:
         `retries` of it are there, too. `counts` (state → jobs) says how those jobs ended that need nothing more. False
         if it is open already.
         """
-        ended = {state: count for state, count in (counts or {}).items() if count}
+        return self._open(footer, next_shard, look_again_in, retries, counts or {}, reopened=False)
+
+    def reopen(self, footer: BatchFooter, *, look_again_in: float, retries: int) -> bool:
+        """The same from the store alone: jobs of it may have ended that nobody has counted. Whoever indexes a shard
+        looks for their results first."""
+        return self._open(footer, 0, look_again_in, retries, {}, reopened=True)
+
+    def _open(
+        self, footer: BatchFooter, next_shard: int, look_again_in: float, retries: int, counts: Mapping[str, int], *,
+        reopened: bool,
+    ) -> bool:  # fmt: skip
+        ended = {state: count for state, count in counts.items() if count}
         return bool(
             self._run(
                 "open", footer.tenant, footer.batch_id, footer.jobs, footer.shards, next_shard, footer.priority,
-                footer.model, look_again_in, retries, sum(ended.values()), *[x for pair in ended.items() for x in pair],
+                footer.model, look_again_in, retries, int(reopened), sum(ended.values()),
+                *[x for pair in ended.items() for x in pair],
             )
         )  # fmt: skip
 
@@ -86,7 +98,14 @@ class Batches:
         numbers = {name: int(row.get(name, 0)) for name in ("jobs", "shards", "next_shard", "live", "retries", "looks")}
         counts = {name[2:]: int(value) for name, value in row.items() if name.startswith("n:") and int(value)}
         return BatchRecord(
-            tenant, batch, row["state"], row.get("model", ""), row.get("paused") == "1", counts=counts, **numbers
+            tenant,
+            batch,
+            row["state"],
+            row.get("model", ""),
+            row.get("paused") == "1",
+            counts=counts,
+            reopened=row.get("reopened") == "1",
+            **numbers,
         )
 
     # What the dispatcher does
@@ -108,9 +127,16 @@ class Batches:
             counts = cast("Mapping[str, str]", self._redis.hgetall(keys.LIVE))
         return {cast("tuple[str, str]", tuple(name.split("/"))): int(count) for name, count in counts.items()}
 
-    def index_shard(self, tenant: str, batch: str, shard: int, refs: Sequence[JobRef]) -> bool:
-        """Make the rows of a shard, and note that it is done; False if somebody else did."""
-        return self._run("index", tenant, batch, shard, *[value for ref in refs for value in ref.row()]) >= 0
+    def index_shard(
+        self, tenant: str, batch: str, shard: int, refs: Sequence[JobRef], *, ended: Mapping[str, int] | None = None
+    ) -> bool:
+        """Make the rows of a shard, and note that it is done; False if somebody else did.
+
+        `ended` (state → jobs): of its jobs that have a result, and are not among `refs`.
+        """
+        counts = [value for pair in (ended or {}).items() for value in pair]
+        rows = [value for ref in refs for value in ref.row()]
+        return self._run("index", tenant, batch, shard, len(counts) // 2, *counts, *rows) >= 0
 
     def close(self, tenant: str, batch: str, *, retries: int = 0, again: bool = False) -> bool:
         """Nothing of it is left to do; with `again` it is to be opened once more. False if jobs of it are left.

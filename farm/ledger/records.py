@@ -78,5 +78,6 @@ class BatchRecord:
     next_shard: int = 0  # the first that is not indexed
     live: int = 0
     retries: int = 0  # how often jobs of it were given another generation
+    reopened: bool = False  # by a dispatcher, from the store: jobs of it may have ended that nobody has counted
     looks: int = 0  # how often somebody looked, since it was announced or opened
     counts: dict[str, int] = field(default_factory=dict)

@@ -370,6 +370,29 @@ def test_a_batch_that_is_opened_again_counts_only_what_is_left(batches, ledger, 
     assert due(window).batches == [("default", "batch")]
 
 
+def test_what_has_ended_is_counted_with_its_shard_and_has_no_row(batches, ledger, window):
+    batches.reopen(FOOTER, look_again_in=30, retries=0)
+    assert batches.record("default", "batch").reopened
+    batches.index_shard("default", "batch", 0, [], ended={"succeeded": 1, "failed": 1})
+    assert not batches.index_shard("default", "batch", 0, [], ended={"succeeded": 2})  # once
+    batches.index_shard("default", "batch", 1, SHARDS[1][1:], ended={"succeeded": 1})
+    assert take(window) == ["1-1"]
+    with pytest.raises(QuotaExceeded):
+        batches.announce("default", "more", look_again_in=30, quota=1)
+    owner = ledger.claim([SHARDS[1][1]], lease_seconds=30)[0].owner
+    ledger.finish([(SHARDS[1][1], JobState.SUCCEEDED, 0.5)], owner=owner)
+    assert batches.record("default", "batch").counts == {"succeeded": 3, "failed": 1}
+    assert due(window).batches == [("default", "batch")]
+    batches.announce("default", "more", look_again_in=30, quota=1)
+
+
+def test_a_batch_that_had_ended_whole_is_due_at_once(batches, window):
+    batches.reopen(FOOTER, look_again_in=30, retries=0)
+    for shard in range(2):
+        batches.index_shard("default", "batch", shard, [], ended={"succeeded": 2})
+    assert due(window).batches == [("default", "batch")]
+
+
 # All of it
 
 

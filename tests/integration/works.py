@@ -43,6 +43,7 @@ class Works(Bench):
         """Rounds of the dispatcher, one to index and one to hint, and all that came of it; whether anything did."""
         for _ in range(2):
             self.dispatcher.round()
+            self.dispatcher._recovering.join()
         hints, self.post.hints = self.post.hints, []
         for refs in hints:
             self.runner.run(refs)
