@@ -83,6 +83,8 @@ class Settings(BaseSettings):
     max_batch_rows: int = Field(default=0, ge=0)
     concurrency: int = Field(default=2, ge=1)  # jobs in hand at once: one renders while others fetch and write
     lease_seconds: float = Field(default=60.0, gt=0)  # a job is somebody else's when its worker is silent for so long
+    # Decoding a picture, or reading back what was written, tells no progress; it keeps the job's lease for so long.
+    stage_seconds: float = Field(default=300.0, gt=0)
     drain_seconds: float = Field(default=25.0, ge=0)  # after SIGTERM: jobs that fit are finished, others are saved
     max_attempts: int = Field(default=5, ge=1)  # of a job whose failures are transient
     max_crashes: int = Field(default=3, ge=1)  # workers a job may take down before it is given up
