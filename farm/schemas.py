@@ -177,6 +177,10 @@ class InpaintJob(Message):
     preserve_unmasked: bool = True
     paste: Literal["inner", "grown"] = "inner"  # with "grown" what the mask grows over is pasted, too
 
+    # How often a picture that the quality gate rejects is painted again with another seed; None: as often as the farm
+    # says, and never for a job that names its seed.
+    gate_retries: int | None = Field(default=None, ge=0, le=8)
+
     output: str | None = None  # a prefix ending in "/"; none: the farm's own
     output_format: OutputFormat = "png"
     output_quality: int = Field(default=95, ge=1, le=100)  # of JPEG, WebP and AVIF; WebP and AVIF at 100: no loss
