@@ -90,6 +90,13 @@ class Settings(BaseSettings):
     max_crashes: int = Field(default=3, ge=1)  # workers a job may take down before it is given up
     stall_seconds: float = Field(default=120.0, gt=0)  # the process ends when the device does nothing for so long
     weight_check_swaps: int = Field(default=16, ge=0)  # LoRA swaps between two looks at the base weights; 0: never
+    # The gate (worker/gate.py): a picture with a score above its limit is painted again with another seed, so often;
+    # by default it is only marked, since a job that is submitted twice is to give the same picture twice.
+    gate_retries: int = Field(default=0, ge=0, le=8)
+    gate_blank: float = Field(default=0.98, gt=0)
+    gate_unchanged: float = Field(default=0.98, gt=0)
+    gate_seam: float = Field(default=25.0, gt=0)
+    gate_colour_shift: float = Field(default=20.0, gt=0)
     metrics_port: int = Field(default=9090, ge=0, le=65535)  # /metrics /healthz /readyz; 0 takes any free port
     metrics_host: str = "0.0.0.0"
     worker_name: str = Field(default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}")
