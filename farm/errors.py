@@ -18,7 +18,7 @@
     ├── WorkerFatal               nothing may be committed, the process ends
     ├── Preempted                 the machine is taken away: re-queued, not charged
     ├── Canceled, DeadlineExceeded
-    ├── JobFailed, ResultTimeout  raised by a JobHandle, never stored
+    ├── JobFailed, ResultTimeout, OverBudget  raised by a JobHandle or a run, never stored
     ├── ObjectExists              a create-once write came second
     └── Misconfigured             the farm itself is set up wrongly
         └── QueueForbidden        Redis knows another user, password, database or fewer rights: no try changes that
@@ -277,6 +277,10 @@ class JobFailed(FarmError):
 
 class ResultTimeout(FarmError):
     pass
+
+
+class OverBudget(FarmError):
+    """Raised by a run that would cost, or has cost, more than it may; what was submitted is paused."""
 
 
 class ObjectExists(FarmError):
