@@ -37,6 +37,8 @@ _WRITERS = (
     ("diffusers, PEFT", re.compile(r".*\.lora_[AB]\.")),
     ("diffusers before 0.22", re.compile(r".*(\.lora\.(down|up)|_lora\.(down|up)|lora_linear_layer)")),
 )
+# One tensor of each module, whose first side is the rank.
+_DOWN = re.compile(r"(lora_A|lora_down|lora\.down|lora_linear_layer\.down|hada_w1_b|lokr_w2_b)(\.|$)")
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,19 @@ def facts_of(parts: Mapping[str, Roles], header: Header) -> LoraFacts:
     ranks = Counter(rank for roles in parts.values() if (rank := rank_of(roles)) is not None)
     components = Counter(name.partition(".")[0] for name in parts)
     return LoraFacts(written_by, len(parts), dict(families), dict(sorted(ranks.items())), dict(components))
+
+
+def glimpse(header: Header) -> LoraFacts:
+    """What a file looks like, where no model's table is at hand: told by its keys, judged by nothing."""
+    families: Counter[str] = Counter()
+    ranks: Counter[int] = Counter()
+    for key, tensor in header.tensors.items():
+        if (match := _DOWN.search(key)) and tensor.shape:
+            families[{"hada": "LoHa", "lokr": "LoKr"}.get(match[1][:4], "LoRA")] += 1
+            ranks[tensor.shape[0]] += 1
+    first = next(iter(header.tensors))
+    written_by = next((who for who, pattern in _WRITERS if pattern.match(first)), "unknown")
+    return LoraFacts(written_by, sum(families.values()), dict(families), dict(sorted(ranks.items())), {})
 
 
 def family_of(roles: Iterable[str]) -> str:

@@ -168,8 +168,11 @@ class BatchHandle:
             self._batches.cancel(self.id)
 
     def _known(self, known: bool) -> None:
-        if not known:
-            raise QueueUnavailable(f"The index does not know batch {self.id}: it is over, or the index is being made.")
+        if known:
+            return
+        if (summary := self._summary()) is not None and summary.done:
+            raise InvalidParameter("batch_id", f"{self.id} is over: all its {self.jobs:,} jobs have ended")
+        raise QueueUnavailable(f"The farm is making its index again; ask for batch {self.id} in a moment.")
 
 
 def opened(shelf: Shelf, ledger: Ledger, ref: JobRef) -> JobHandle:

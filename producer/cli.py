@@ -2,84 +2,90 @@
 
 from __future__ import annotations
 
-import signal
+import json
 import sys
-from pathlib import Path
-from typing import BinaryIO
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
 
 import click
 
 import farm
-from farm.config import load_settings
-from farm.errors import FarmError, JobFailed
-from farm.logs import set_up
-from farm.schemas import InpaintJob
-from producer import operations
-from producer.client import Client
+from farm.errors import FarmError, JobFailed, OverBudget
+
+# Each is imported when it is called, or listed by --help: a status must not wait for what the demo draws with.
+COMMANDS = {
+    "demo": "producer.commands.demo",
+    "submit": "producer.commands.submit",
+    "run": "producer.commands.run",
+    "status": "producer.commands.status",
+    "watch": "producer.commands.watch",
+    "results": "producer.commands.results",
+    "report": "producer.report.command",
+    "cancel": "producer.commands.cancel",
+    "pause": "producer.commands.pause",
+    "resume": "producer.commands.resume",
+    "retry-failed": "producer.commands.retry_failed",
+    "check": "producer.commands.check",
+    "lora": "producer.commands.lora",
+    "top": "producer.commands.top",
+    "doctor": "producer.commands.doctor",
+    "dispatcher": "producer.commands.dispatcher",
+    "dead": "producer.commands.dead",
+    "completion": "producer.commands.completion",
+}
 
 
 class _Commands(click.Group):
-    def invoke(self, ctx: click.Context) -> object:
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [name for name, module in COMMANDS.items() if find_spec(module) is not None]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        module = COMMANDS.get(cmd_name)
+        if module is None or find_spec(module) is None:
+            return None
+        command: click.Command = import_module(module).COMMAND
+        return command
+
+    def main(self, args: Sequence[str] | None = None, *more: Any, **extra: Any) -> Any:
+        given = list(sys.argv[1:] if args is None else args)
         try:
-            return super().invoke(ctx)
-        except JobFailed as error:
-            click.echo(f"farm: {error}", err=True)
-            ctx.exit(1)
+            code = super().main(given, *more, **{**extra, "standalone_mode": False})
+        except click.Abort:
+            code = 130
+            _complain("Interrupted", "stopped here; what was submitted goes on.", given)
+        except click.exceptions.NoArgsIsHelpError as error:
+            code = 2
+            error.show()
+        except click.UsageError as error:
+            path = error.ctx.command_path if error.ctx else "farm"
+            _complain("Usage", f"{error.format_message()} (see `{path} --help`)", given)
+            code = error.exit_code
+        except click.ClickException as error:
+            _complain(type(error).__name__, error.format_message(), given)
+            code = error.exit_code
+        except (JobFailed, OverBudget) as error:
+            _complain(error.code, str(error), given, coded=False)
+            code = 1
         except FarmError as error:
-            click.echo(f"farm: {error.code}: {error}", err=True)
-            ctx.exit(2)
+            _complain(error.code, str(error), given)
+            code = 2
+        except BrokenPipeError:  # `farm results … | head`
+            code = 1
+            sys.stderr.close()
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _complain(code: str, message: str, arguments: list[str], *, coded: bool = True) -> None:
+    line = " ".join(message.split())
+    if "--json" in arguments:
+        click.echo(json.dumps({"error": {"code": code, "message": line}}), err=True)
+    else:
+        click.echo(f"farm: {code}: {line}" if coded else f"farm: {line}", err=True)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(farm.__version__)
 def main() -> None:
     """Bulk image editing on a farm of GPU workers. Settings come from FARM_* environment variables."""
-
-
-@main.command()
-@click.option("--out", type=click.Path(path_type=Path), default=Path("demo-out"), show_default=True)
-@click.option("--jobs", type=click.IntRange(1, 1000), default=24, show_default=True)
-def demo(out: Path, jobs: int) -> None:
-    """Start a whole farm on this machine, edit real photographs with it, and stop it again."""
-    from rich.console import Console
-
-    from producer.demo import run_demo
-
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # to be stopped in good order by either
-    try:
-        code = run_demo(out, jobs=jobs, console=Console())
-    except KeyboardInterrupt:
-        click.echo("farm: interrupted; everything that the demo started was stopped.", err=True)
-        code = 130
-    sys.exit(code)
-
-
-@main.command()
-def dispatcher() -> None:
-    """Run the control plane: index what was accepted, hint the workers, look after what falls silent."""
-    from farm.dispatcher.process import serve
-
-    settings = load_settings()
-    set_up(settings.log_level)
-    sys.exit(serve(settings))
-
-
-@main.command()
-@click.argument("job", type=click.File("rb"))
-@click.option("--idempotency-key", help="Submitting the same job again under the same key renders it once.")
-@click.option("--wait", type=float, metavar="SECONDS", help="Wait for the result and print it instead of the id.")
-def submit(job: BinaryIO, idempotency_key: str | None, wait: float | None) -> None:
-    """Submit the job in the JSON file JOB ("-": standard input) and print its id."""
-    parsed = InpaintJob.from_json(job.read())
-    handle = Client(load_settings()).submit(parsed, idempotency_key=idempotency_key)
-    if wait is None:
-        click.echo(handle.id)
-        return
-    result = handle.result(timeout=wait, check=False)
-    click.echo(result.to_json())
-    if result.error:
-        raise JobFailed(f"{result.error.code}: {result.error.message}", result)
-
-
-for command in operations.COMMANDS:
-    main.add_command(command)

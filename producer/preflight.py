@@ -177,7 +177,7 @@ class Preflight:
             edits, warnings = inspection.edits_of(own, data, polarity=job.mask_polarity, max_pixels=most)
         coverage = edits.histogram()[255] / (edits.width * edits.height)
         if LARGE_COVERAGE < coverage < 1:
-            warnings = (*warnings, f"The mask lets {coverage:.0%} of the picture change; is its polarity right?")
+            warnings = (*warnings, f"The mask lets {coverage:.1%} of the picture change; is its polarity right?")
         return edits.size, coverage, warnings
 
     def _bytes(self, uri: str) -> bytes:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from farm.errors import QueueUnavailable
-from farm.ledger import Window
 from producer.batch import BatchHandle
 from producer.client import Client
 from producer.cost import Costs
@@ -76,9 +75,8 @@ def rate_from_index(client: Client, model: str) -> Rate | None:
 
     It is of whatever others render: steps and sizes may be far from this run's.
     """
-    window = Window(client.index.client)
     try:
-        jobs, spent = window.finished(model), window.depths(model).spent
+        jobs, spent = client.index.spent(model)
     except QueueUnavailable:  # an SDK's role may not read these
         return None
     return Rate(spent / jobs, f"measured over the farm's last {jobs:,} jobs of {model}") if jobs and spent else None

@@ -9,14 +9,14 @@ write follows from its length. A process that is killed leaves at worst half a l
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
 from farm import keys
-from farm.errors import IdempotencyConflict, InvalidParameter, Misconfigured, QueueUnavailable
+from farm.errors import IdempotencyConflict, InvalidParameter, Misconfigured, OverBudget, QueueUnavailable
 from farm.schemas import JobResult, dump_line
 from producer.batch import BatchHandle
 from producer.client import Client
@@ -27,10 +27,6 @@ from producer.run_record import NAME, Part, RunRecord
 
 RESULTS = "results.ndjson"
 OPENAI = "results.openai.jsonl"
-
-
-class OverBudget(Exception):
-    """The run was paused: what it spent has reached what it may."""
 
 
 class Run:
@@ -116,10 +112,21 @@ class Run:
     def resume(self) -> None:
         """Go on where the run was paused, by hand or at the end of its budget."""
         for batch in self.submitted():
-            with suppress(QueueUnavailable):  # it is over
+            with suppress(QueueUnavailable, InvalidParameter):  # it is over
                 batch.resume()
 
     # Results
+
+    def read(self) -> Iterable[JobResult]:
+        """The results that are written so far."""
+        return read_lines(self.results_path)
+
+    def written(self) -> int:
+        """How many results are written so far."""
+        if self.record.rewrite or not self.results_path.exists():
+            return 0
+        with self.results_path.open("rb") as file:
+            return sum(line.endswith(b"\n") for line in file)
 
     def finish(
         self, *, on_result: Callable[[JobResult], object] = lambda _: None,
@@ -159,9 +166,12 @@ class Run:
             on_result(result)
             if not may_spend(self.costs):
                 for batch in batches:
-                    with suppress(QueueUnavailable):
+                    with suppress(QueueUnavailable, InvalidParameter):
                         batch.pause()
-                raise OverBudget
+                raise OverBudget(
+                    f"What was spent ({self.costs.total.gpu_seconds:,.0f} GPU-seconds) has reached --max-cost: the run "
+                    "is paused; go on with --resume and a higher --max-cost."
+                )
 
         return tell
 

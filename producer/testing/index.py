@@ -120,3 +120,6 @@ class MemoryIndex(Index):
 
     def unfinished(self, refs: Sequence[JobRef]) -> list[bool]:
         return [ref.job_id in self._shared.waiting for ref in refs]
+
+    def spent(self, model: str) -> tuple[int, float]:
+        return 0, 0.0

@@ -1,0 +1,296 @@
+"""The `farm` command against a farm in memory: what each command says, and its exit code."""
+
+import json
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from producer.cli import COMMANDS, main
+from producer.commands import common
+from producer.manifest import Manifest
+from producer.testing import FakeFarm
+
+
+@pytest.fixture
+def farm(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    return FakeFarm()
+
+
+@pytest.fixture
+def run(farm, monkeypatch):
+    """Calls `farm …`; its result has exit_code, stdout, stderr."""
+    monkeypatch.setattr(common, "Client", lambda settings: farm.client())
+    monkeypatch.setenv("FARM_STORE", farm.settings.store)
+    return lambda *arguments: CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def manifest(farm, rows, name="catalogue.jsonl", **fields):
+    photo, mask = farm.photo("photo.png"), farm.mask("mask.png")
+    lines = [{"custom_id": f"sku-{n}", "image": photo, "mask": mask, **fields} for n in range(rows)]
+    Path(name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return Path(name)
+
+
+def written(folder="catalogue.run"):
+    return [json.loads(line) for line in Path(folder, "results.ndjson").read_text().splitlines()]
+
+
+def last(text):
+    return json.loads(text.splitlines()[-1])
+
+
+def test_help_lists_every_command_and_each_has_its_own(run):
+    listed = run("--help").stdout
+    for name in COMMANDS:
+        if name != "report":
+            assert f"  {name} " in listed
+            assert run(name, "--help").exit_code == 0
+
+
+# farm run
+
+
+def test_a_run_writes_its_results_in_the_manifest_s_order(farm, run):
+    done = run("run", manifest(farm, 25))
+    assert done.exit_code == 0, done.stderr
+    assert [result["custom_id"] for result in written()] == [f"sku-{n}" for n in range(25)]
+    assert "25 of 25 succeeded" in done.stdout
+
+
+def test_a_dry_run_finds_every_bad_row_and_submits_nothing(farm, run):
+    path = manifest(farm, 2)
+    photo, mask = farm.photo("photo.png"), farm.mask("mask.png")
+    black = farm.put("black.png", Image.new("L", (96, 64), 0))
+    almost = Image.new("L", (96, 64), 255)
+    almost.putpixel((0, 0), 0)
+    rows = [
+        ({"image": "s3://fake/nowhere.png", "mask": mask}, "InputNotFound"),
+        ({"image": photo, "mask": farm.mask("small.png", (32, 32))}, "MaskSizeMismatch"),
+        ({"image": photo, "mask": black}, "MaskEmpty"),
+        ({"image": farm.put("text.png", b"no picture at all"), "mask": mask}, "UnsupportedImageFormat"),
+        ({"image": "s3://fake/farm/specs/x.png", "mask": mask}, "AccessDenied"),
+        ({"image": photo}, "InvalidParameter"),
+        ({"image": photo, "mask": mask, "loras": [{"path": "s3://fake/none.safetensors"}]}, "LoraNotFound"),
+        ({"image": photo, "mask": mask, "loras": [{"path": farm.put("l.safetensors", b"x" * 40)}]}, "LoraInvalid"),
+        ({"image": photo, "mask": mask, "loras": [{"path": "s3://fake/l.ckpt"}]}, "UnsafeWeightsFormat"),
+        ({"image": photo, "mask": mask, "sede": 1}, "UnknownField"),
+        ({"image": photo, "mask": mask, "custom_id": "sku-1"}, "InvalidParameter"),  # comes twice
+        ({"image": photo, "mask": mask, "custom_id": "there", "output": "s3://fake/out/"}, "OutputExists"),
+        ({"image": photo, "mask": farm.put("large.png", almost)}, "Mask"),
+    ]
+    farm.put("out/there.png", b"x")
+    with path.open("a") as file:
+        file.writelines(json.dumps(row) + "\n" for row, _ in rows)
+    done = run("run", path, "--dry-run", "--json", "--rate", "3.6", "--price", "2")
+    *events, quote = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(event["row"], event["code"]) for event in events] == [(n, code) for n, (_, code) in enumerate(rows, 2)]
+    assert [event["event"] for event in events] == ["error"] * 12 + ["warning"]
+    assert (quote["jobs"], quote["bad_rows"], quote["rows_with_warnings"]) == (15, 12, 1)
+    assert done.exit_code == 1 and farm.rendered == [] and not Path("catalogue.run").exists()
+    assert quote["gpu_hours"] == pytest.approx(quote["images"] * 3.6 / 3600)
+    assert quote["cost"] == pytest.approx(2 * quote["gpu_hours"])
+    assert "12 bad" in run("run", path, "--dry-run").stdout
+
+
+def test_a_sample_stops_for_review_and_resume_renders_the_rest_once(farm, run):
+    path = manifest(farm, 10)
+    done = run("run", path, "--sample", 3)
+    assert done.exit_code == 0 and "--resume" in done.stdout
+    assert [result["custom_id"] for result in written()] == ["sku-0", "sku-1", "sku-2"]
+    assert len(farm.rendered) == 3
+    assert run("run", path, "--resume").exit_code == 0
+    assert [result["custom_id"] for result in written()] == [f"sku-{n}" for n in range(10)]
+    assert len(farm.rendered) == 10
+    again = run("run", path, "--resume", "--json")
+    assert again.exit_code == 0 and last(again.stdout)["succeeded"] == 10
+    assert len(farm.rendered) == 10
+
+
+def test_half_a_line_is_written_again(farm, run):
+    path = manifest(farm, 10)
+    run("run", path)
+    results = Path("catalogue.run/results.ndjson")
+    whole = results.read_bytes()
+    results.write_bytes(whole[: len(whole) * 55 // 100])
+    assert run("run", path, "--resume").exit_code == 0
+    assert results.read_bytes() == whole
+    results.write_bytes(b"no line at all")
+    assert run("run", path, "--resume").exit_code == 0
+    assert results.read_bytes() == whole
+
+
+def test_results_of_another_run_are_not_mixed_in(farm, run):
+    path, other = manifest(farm, 3), manifest(farm, 3, "other.jsonl", seed=1)
+    run("run", path)
+    run("run", other)
+    Path("catalogue.run/results.ndjson").write_bytes(Path("other.run/results.ndjson").read_bytes())
+    done = run("run", path, "--resume")
+    assert done.exit_code == 2 and "another run" in done.stderr
+
+
+def test_failed_jobs_are_retried_and_the_results_written_anew(farm, run):
+    path = manifest(farm, 6)
+    farm.fail("sku-2", "NsfwContent")
+    farm.fail("sku-4", "BlackOutput", times=2)
+    done = run("run", path)
+    assert done.exit_code == 1 and "NsfwContent 1" in done.stdout and "--retry-failed" in done.stderr
+    done = run("run", path, "--retry-failed")
+    assert done.exit_code == 1 and "5 of 6 succeeded" in done.stdout
+    assert [result["status"] for result in written()].count("failed") == 1
+    assert run("run", path, "--retry-failed").exit_code == 0
+    assert [(result["custom_id"], result["generation"]) for result in written()] == [
+        ("sku-0", 0), ("sku-1", 0), ("sku-2", 1), ("sku-3", 0), ("sku-4", 2), ("sku-5", 0),
+    ]  # fmt: skip
+
+
+def test_a_run_is_not_begun_over_another(farm, run):
+    path = manifest(farm, 2)
+    run("run", path)
+    done = run("run", path)
+    assert done.exit_code == 2 and "--resume" in done.stderr
+    path.write_text(path.read_text() + path.read_text().replace("sku", "new"))
+    done = run("run", path, "--resume")
+    assert done.exit_code == 2 and "IdempotencyConflict" in done.stderr
+    assert run("run", path, "--resume", "--out", "elsewhere").exit_code == 2
+    Path("full").mkdir()
+    Path("full/thing").touch()
+    assert "not empty" in run("run", path, "--out", "full").stderr
+
+
+def test_the_same_manifest_renders_once_and_under_another_key_again(farm, run):
+    path = manifest(farm, 4)
+    run("run", path)
+    run("run", path, "--out", "again")
+    assert len(farm.rendered) == 4
+    run("run", path, "--out", "anew", "--key", "tuesday")
+    assert len(farm.rendered) == 8
+
+
+def test_a_budget_refuses_what_is_known_to_cost_more(farm, run):
+    path = manifest(farm, 10, num_images_per_prompt=2)
+    done = run("run", path, "--max-cost", 0.01, "--price", 3600, "--rate", 1)
+    assert done.exit_code == 1 and "20.00" in done.stderr and farm.rendered == []
+    assert "price" in run("run", path, "--max-cost", 1).stderr
+
+
+def test_a_budget_pauses_what_turns_out_to_cost_more(farm, run, monkeypatch):
+    farm.auto = False
+    path = manifest(farm, 6)
+    clock = SimpleNamespace(sleep=lambda seconds: farm.work(2), monotonic=time.monotonic)
+    monkeypatch.setattr("producer.following.time", clock)  # two jobs end whenever somebody waits
+    done = run("run", path, "--max-cost", 5, "--price", 3600)  # a picture takes 2 s: two cost 4, three 6
+    assert done.exit_code == 1 and "paused" in done.stderr
+    assert 3 <= len(farm.rendered) < 6
+    (batch,) = farm.client().index.batches._shared.footers
+    assert farm.client().batch(batch).status().paused
+    assert run("run", path, "--resume", "--max-cost", 50, "--price", 3600).exit_code == 0
+    assert len(farm.rendered) == 6 and len(written()) == 6
+
+
+def test_the_quote_goes_by_what_the_sample_took(farm, run):
+    path = manifest(farm, 10)
+    run("run", path, "--sample", 2)
+    done = run("run", path, "--resume", "--max-cost", 10, "--price", 3600)
+    assert done.exit_code == 1 and "measured over the 2 pictures" in done.stderr
+    assert len(farm.rendered) == 2
+
+
+def test_fields_set_for_all_and_openai_s_shape(farm, run):
+    path = manifest(farm, 3)
+    done = run("run", path, "--set", "prompt=oak", "--set", "num_images_per_prompt=2", "--format", "openai", "--json")
+    assert done.exit_code == 0
+    assert {job.prompt for job in farm.rendered} == {"oak"}
+    lines = [json.loads(line) for line in Path("catalogue.run/results.openai.jsonl").read_text().splitlines()]
+    assert [set(line) for line in lines] == [{"id", "custom_id", "response", "error"}] * 3
+    assert len(lines[0]["response"]["body"]["data"]) == 2 and lines[0]["error"] is None
+    assert run("run", path, "--set", "prompt").exit_code == 2
+
+
+# The others
+
+
+def test_what_was_submitted_is_watched_by_its_address(farm, run):
+    job = {"image": farm.photo("a.png"), "mask": farm.mask("m.png"), "custom_id": "a"}
+    Path("job.json").write_text(json.dumps(job))
+    address = run("submit", "job.json").stdout.strip()
+    assert address.endswith("/a")
+    assert "succeeded" in run("status", address).stdout
+    assert last(run("watch", address, "--json").stdout)["result"]["custom_id"] == "a"
+    assert last(run("status", address.split("/")[0], "--json").stdout)["status"] == "succeeded"
+    assert run("cancel", address).stdout.strip().endswith("succeeded")
+    assert last(run("submit", "job.json", "--wait", "5").stdout)["status"] == "succeeded"
+    farm.fail("a", "NsfwContent")
+    failed = run("submit", "job.json", "--wait", "5")
+    assert failed.exit_code == 1 and "NsfwContent" in failed.stderr and last(failed.stdout)["status"] == "failed"
+
+
+def test_a_batch_is_steered(farm, run):
+    farm.auto = False
+    client = farm.client()
+    farm.fail("sku-1", "NsfwContent", times=2)
+    batch = client.submit_batch(Manifest(manifest(farm, 4)))
+    assert last(run("pause", batch.id, "--json").stdout) == {"batch_id": batch.id, "paused": True}
+    assert "(paused)" in run("status", batch.id).stdout
+    run("resume", batch.id)
+    farm.work()
+    done = run("watch", batch.id, "--json", "--price", "1800")
+    assert done.exit_code == 1
+    told = last(done.stdout)
+    assert (told["failures"], told["images"], told["cost"]) == ({"NsfwContent": 1}, 3, 3.0)
+    assert "1 jobs are tried again" in run("retry-failed", batch.id, "--code", "NsfwContent").stdout
+    farm.work()
+    costs = last(run("status", batch.id, "--cost", "--json").stdout)["costs"]
+    assert costs["by_tenant"]["default"]["gpu_seconds"] == 6.0 and costs["by_lora"]["(none)"]["images"] == 3
+    lines = run("results", batch.id, "--format", "openai").stdout.splitlines()
+    assert [json.loads(line)["error"] and json.loads(line)["error"]["code"] for line in lines] == [
+        None, "NsfwContent", None, None,
+    ]  # fmt: skip
+    other = client.submit_batch(Manifest(manifest(farm, 2, seed=9)))
+    assert "canceled" in run("cancel", other.id).stdout
+
+
+def test_check_says_what_a_worker_would(farm, run):
+    job = {"image": farm.photo("a.png"), "mask": farm.mask("m.png")}
+    Path("job.json").write_text(json.dumps(job))
+    assert "would take" in run("check", "job.json").stdout
+    Path("job.json").write_text(json.dumps({**job, "mask": farm.mask("s.png", (20, 20))}))
+    bad = run("check", "job.json", "--json")
+    assert bad.exit_code == 1 and json.loads(bad.stdout)["code"] == "MaskSizeMismatch"
+    data = farm.store.get(job["image"], max_bytes=10**6).data
+    Path("photo.jpg").write_bytes(data)
+    assert "PNG, 96×64 px" in (good := run("check", "photo.jpg")).stdout and "its bytes count" in good.stdout
+    Path("cut.png").write_bytes(data[: len(data) // 2])
+    assert "ImageTruncated" in run("check", "cut.png").stderr
+    Path("rows.jsonl").write_text("{}")
+    assert "--dry-run" in run("check", "rows.jsonl").stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["rum"], "No such command"),
+        (["run"], "Missing argument"),
+        (["run", "none.csv"], "no manifest"),
+        (["status", "nobody"], "no batch or job"),
+        (["submit", "none.json"], "none.json"),
+        (["run", "a.jsonl", "--sample", "0"], "--sample"),
+        (["lora", "weights.bin"], "pickle"),
+    ],
+)
+def test_a_mistake_is_one_line(run, arguments, words):
+    done = run(*arguments)
+    assert done.exit_code == 2 and done.stdout == ""
+    assert words in done.stderr and done.stderr.startswith("farm: ") and done.stderr.count("\n") == 1
+    told = json.loads(run(*arguments, "--json").stderr) if arguments[0] != "rum" else {"error": {"code": ""}}
+    assert set(told["error"]) <= {"code", "message"}
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_is_a_script_for_the_shell(run, shell):
+    script = run("completion", shell).stdout
+    assert "_FARM_COMPLETE" in script and f"{shell}_complete" in script
