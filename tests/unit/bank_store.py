@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -74,3 +78,29 @@ def make_bank(store: WatchedStore, read: Any = None, *, device: int = 0, ram: in
     bank = LoraBank(store, read or Reader(), device="cpu", budgets=budgets, **options)
     store.banks.append(bank)
     return bank
+
+
+@contextmanager
+def watched(local_store: LocalStore, folder: Path) -> Iterator[WatchedStore]:
+    """A watched store whose banks are closed in the end."""
+    store = WatchedStore(local_store, f"file://{folder}/store")
+    try:
+        yield store
+    finally:
+        store.gate.set()
+        for bank in store.banks:
+            bank.close()
+
+
+def tier(bank: LoraBank, ref: LoraRef, **options: Any) -> str:
+    """Where the ref's weights came from this time."""
+    with bank.hold([ref], **options) as (asset,):
+        return asset.tier
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Wait for what the bank's threads do after they served those who wait."""
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
