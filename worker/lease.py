@@ -16,10 +16,10 @@ class Lease:
     """Beats at a quarter of the lease, but only if the progress counter moved since the last beat.
 
     It holds the jobs of one claim, which are done one after another: what moves for one keeps all of them. While a
-    job waits its turn in the engine, the engine's own counter is its progress (`follow`). A worker that hangs
-    therefore loses its jobs although its process lives. A refused beat (canceled, or somebody else's by now) makes
-    `check` of that job raise, and with it the job's next step; so does a beat that comes after the lease's end,
-    because this process was stopped for longer.
+    job waits its turn in the engine, the engine's own counter is its progress (`follow`); a stage that cannot tell how
+    far it is has a deadline (`within`). A worker that hangs therefore loses its jobs although its process lives. A
+    refused beat (canceled, or somebody else's by now) makes `check` of that job raise, and with it the job's next step;
+    so does a beat that comes after the lease's end, because this process was stopped for longer.
     """
 
     def __init__(self, ledger: Ledger, refs: Sequence[JobRef], owner: str, *, lease_seconds: float):
@@ -41,11 +41,18 @@ class Lease:
     @contextmanager
     def follow(self, progress: Callable[[], int]) -> Iterator[None]:
         """Within, a change of `progress()` counts as these jobs' own."""
-        self._others = progress
+        before, self._others = self._others, progress
         try:
             yield
         finally:
-            self._others = lambda: 0
+            self._others = before
+
+    @contextmanager
+    def within(self, seconds: float) -> Iterator[None]:
+        """Within, and for so many seconds, time itself is progress: for work that cannot tell how far it is."""
+        end = time.monotonic() + seconds
+        with self.follow(lambda: round(1000 * min(time.monotonic(), end))):
+            yield
 
     def drop(self, ref: JobRef) -> None:
         """A job that has ended, or was given back, is not renewed any more."""
@@ -102,3 +109,6 @@ class JobLease:
 
     def follow(self, progress: Callable[[], int]) -> AbstractContextManager[None]:
         return self._lease.follow(progress)
+
+    def within(self, seconds: float) -> AbstractContextManager[None]:
+        return self._lease.within(seconds)

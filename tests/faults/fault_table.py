@@ -95,6 +95,14 @@ FAULTS: Final = {
             (f"{_RUNNER}test_a_job_that_hangs_loses_its_lease",),
         ),
         Fault(
+            "a picture that takes longer to decode than the lease",
+            "the lease is kept until the stage's deadline, and no longer",
+            (
+                f"{_RUNNER}test_a_stage_that_tells_no_progress_keeps_its_lease",
+                f"{_RUNNER}test_but_not_for_longer_than_a_stage_may_take",
+            ),
+        ),
+        Fault(
             "scale-in, node drain",
             "nothing lost, nothing charged",
             (f"{_DISPATCHER}test_scale_in_loses_nothing",),

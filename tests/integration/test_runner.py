@@ -16,6 +16,7 @@ from farm.schemas import InpaintJob
 from farm.states import JobState
 from producer.client import Client
 from tests.unit.picture_files import saved
+from worker import images
 from worker.runner import Rendered, Runner
 
 
@@ -270,6 +271,36 @@ def test_a_job_that_hangs_loses_its_lease(bench):
     bench.painter.before = hang
     bench.run(handle)
     assert lost == ["claimed"]
+
+
+@pytest.mark.parametrize("stage", ["decode", "encode", "receipt"])
+def test_a_stage_that_tells_no_progress_keeps_its_lease(bench, monkeypatch, stage):
+    handle, outcomes, work = bench.submit(), [], getattr(images, stage)
+
+    def slow(*arguments, **options):
+        for _ in range(2):
+            time.sleep(1.7)  # together longer than the lease
+            outcomes.append(bench.ledger.claim([handle._ref], lease_seconds=30)[0].outcome)
+        return work(*arguments, **options)
+
+    monkeypatch.setattr(images, stage, slow)
+    assert bench.run(handle) is JobState.SUCCEEDED
+    assert outcomes == ["busy", "busy"]
+    assert handle.peek().attempt == 1
+
+
+def test_but_not_for_longer_than_a_stage_may_take(local_store, redis_url, tmp_path, monkeypatch):
+    bench = Bench(local_store, f"file://{tmp_path / 'store'}", redis_url, stage_seconds=0.2)
+    handle, outcomes = bench.submit(), []
+
+    def hang(*arguments, **options):
+        time.sleep(4)
+        outcomes.append(bench.ledger.claim([handle._ref], lease_seconds=30)[0].outcome)
+        raise StoreUnavailable("over at last")
+
+    monkeypatch.setattr(images, "decode", hang)
+    assert bench.run(handle) is None
+    assert outcomes == ["claimed"]
 
 
 def test_cancel_after_the_end_tells_the_truth(bench):
