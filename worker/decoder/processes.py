@@ -21,6 +21,11 @@ TOO_HUNGRY = 77  # the exit code of a process that ran out of its memory
 
 T = TypeVar("T")
 Strips = Iterator[bytes]
+Progress = Callable[[], object]
+
+
+def _none() -> None:
+    """No progress to tell of."""
 
 
 class Decoders:
@@ -30,14 +35,14 @@ class Decoders:
         self._idle: list[subprocess.Popen[bytes]] = []
         self._lock = threading.Lock()
 
-    def decode(self, data: bytes, *, max_pixels: int) -> Picture:
-        """The picture in a file's bytes.
+    def decode(self, data: bytes, *, max_pixels: int, progress: Progress = _none) -> Picture:
+        """The picture in a file's bytes. `progress` is called as strips of it arrive.
 
         Raises what `farm.pictures.probe` does; ImageTooLarge also for a file whose decoding asks for more memory or
         time than a picture of its size does, ImageTruncated for one that cannot be decoded, and Resource when the
         machine has no memory left for it.
         """
-        return self.stream(data, _collected, max_pixels=max_pixels)
+        return self.stream(data, lambda header, strips: _collected(header, strips, progress), max_pixels=max_pixels)
 
     def stream(self, data: bytes, consume: Callable[[Header, Strips], T], *, max_pixels: int) -> T:
         """What `consume` makes of a picture that it gets strip by strip: whole rows, from the top.
@@ -165,11 +170,12 @@ def _strips(pipe: BinaryIO, header: Header) -> Strips:
         yield exactly(pipe, min(rows, header.height - top) * header.row_bytes)
 
 
-def _collected(header: Header, strips: Strips) -> Picture:
+def _collected(header: Header, strips: Strips, progress: Progress) -> Picture:
     samples, place = bytearray(header.height * header.row_bytes), 0
     for strip in strips:
         samples[place : place + len(strip)] = strip
         place += len(strip)
+        progress()
     return Picture(header, samples)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,6 +18,8 @@ from worker.images.formats import losses
 from worker.images.raster import Raster, eight_bits, on_white, raster
 
 logger = logging.getLogger(__name__)
+
+Progress = Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -37,16 +40,17 @@ class Source:
 
 def decode(
     image: bytes, mask: bytes | None, *, polarity: str, max_pixels: int, image_name: str = "", mask_name: str = "",
-    fill_holes: bool = False, output_format: str = "png",
+    fill_holes: bool = False, output_format: str = "png", progress: Progress = lambda: None,
 ) -> Source:  # fmt: skip
     """Read an image and its mask, upright. Their names (or URIs) are only for the log.
 
     Without a mask the image's own transparency is what may change; with polarity `transparent_edits` the mask
-    picture's. `output_format` tells which warnings there are to give, of what the format cannot hold.
+    picture's. `output_format` tells which warnings there are to give, of what the format cannot hold. `progress` is
+    called as strips of them arrive.
     Raises UnsupportedImageFormat, ImageTruncated, ImageTooLarge, ImageSizeOutOfRange, AnimatedImageUnsupported,
     MaskSizeMismatch, MaskEmpty, InvalidParameter.
     """
-    picture, warnings = _open(image, "image", image_name, max_pixels)
+    picture, warnings = _open(image, "image", image_name, max_pixels, progress)
     warnings += losses(picture, output_format)
     if mask is None:
         _needs_alpha(picture, "image", "give a mask, or an image whose transparent part is to be painted")
@@ -54,7 +58,7 @@ def decode(
             raise InvalidParameter("fill_holes", "is for a mask of its own; without one the product itself would go")
         edits = masks.not_opaque(picture)
     else:
-        drawn, more = _open(mask, "mask", mask_name, max_pixels)
+        drawn, more = _open(mask, "mask", mask_name, max_pixels, progress)
         warnings += more
         if drawn.size != picture.size:
             raise MaskSizeMismatch(
@@ -77,14 +81,14 @@ def decode(
 
 def decode_image(data: bytes, *, max_pixels: int, name: str = "") -> Image.Image:
     """A picture without a mask, upright and in sRGB, on white. Raises as `decode` does."""
-    picture, _ = _open(data, "reference image", name, max_pixels)
+    picture, _ = _open(data, "reference image", name, max_pixels, lambda: None)
     colours = eight_bits(on_white(picture.samples, picture.form))
     return Image.fromarray(colour.to_srgb(colours, picture.form, picture.icc), "RGB")
 
 
-def _open(data: bytes, what: str, name: str, max_pixels: int) -> tuple[Raster, tuple[str, ...]]:
+def _open(data: bytes, what: str, name: str, max_pixels: int, progress: Progress) -> tuple[Raster, tuple[str, ...]]:
     try:
-        picture = decoder.shared.decode(data, max_pixels=max_pixels)
+        picture = decoder.shared.decode(data, max_pixels=max_pixels, progress=progress)
     except InvalidInput as error:
         raise type(error)(f"{what}: {error}") from None
     header = picture.header

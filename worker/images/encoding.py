@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from io import BytesIO
 
 import numpy as np
 from PIL import Image
 
 from worker.images import avif, png, tiff
+from worker.images.decoding import Progress
 from worker.images.formats import blocks, fitted, form_in
 from worker.images.paste import Composite
 from worker.images.raster import Form, Samples, bands
@@ -21,7 +22,6 @@ CONTENT_TYPES = {
     "tiff": "image/tiff",
 }
 _AVIF_SPEED = 6  # of 0 to 10
-Progress = Callable[[], object]
 
 
 def encode(picture: Composite, output_format: str, quality: int, progress: Progress = lambda: None) -> bytes:

@@ -9,18 +9,18 @@ import numpy as np
 from farm.errors import InvalidInput, OutputExists
 from farm.schemas import Receipt
 from worker import decoder
-from worker.images.decoding import Source
+from worker.images.decoding import Progress, Source
 from worker.images.formats import convertible, fitted
 from worker.images.raster import Form, as_samples
 from worker.images.regions import Region
 
 
-def receipt(source: Source, written: bytes, region: Region | None = None) -> Receipt:
+def receipt(source: Source, written: bytes, region: Region | None = None, progress: Progress = lambda: None) -> Receipt:
     """Decode what was written and compare it with the source outside the mask: the submitted one, or where the region
     lets the grown one be pasted, that.
 
-    It is compared in the form that the file has (see `Receipt`), a strip at a time. Raises OutputExists when what lies
-    there is not what was written: somebody else's picture, or none.
+    It is compared in the form that the file has (see `Receipt`), a strip at a time; `progress` is called after each.
+    Raises OutputExists when what lies there is not what was written: somebody else's picture, or none.
     """
     picture = source.image
     pasted = source.edits if region is None else region.pasted
@@ -43,6 +43,7 @@ def receipt(source: Source, written: bytes, region: Region | None = None) -> Rec
                 worst = max(worst, int(np.abs(there[outside].astype(np.int32) - here[outside]).max()))
                 kept += int(np.count_nonzero(outside))
             top += len(there)
+            progress()
         return Receipt(
             max_abs_diff_outside=worst, pixels_outside=kept, mode=form.mode, bits=form.bits,
             outside="submitted" if pasted is source.edits else "grown",
