@@ -240,7 +240,7 @@ class Runner:
             attempt.lora_hashes |= {ref.path: asset.sha256 for ref, asset in brought}
             loras, embeddings = brought[: len(job.loras)], brought[len(job.loras) :][: len(job.embeddings)]
             ip_adapter = self._ip_adapter(job.ip_adapter, assets[-1], lease) if job.ip_adapter else None
-        with attempt.stage("decode"):
+        with attempt.stage("decode"), lease.within(self._settings.stage_seconds):
             source = images.decode(
                 image, mask, polarity=job.mask_polarity, max_pixels=self._settings.max_image_pixels,
                 image_name=job.image, mask_name=job.mask or "",
@@ -266,7 +266,7 @@ class Runner:
         attempt.timings |= rendered.timings
         attempt.lora_swap_seconds = rendered.lora_swap_seconds
         attempt.warnings += rendered.warnings
-        with attempt.stage("encode"):
+        with attempt.stage("encode"), lease.within(self._settings.stage_seconds):
             files = []
             for painted in rendered.images:
                 picture = images.paste(
@@ -279,7 +279,8 @@ class Runner:
             outputs, receipts = [], []
             for index, data in enumerate(files):
                 uri, data = self._write(attempt, job, index, data, lease)
-                receipts.append(images.receipt(source, data, region, lease.moved))
+                with lease.within(self._settings.stage_seconds):
+                    receipts.append(images.receipt(source, data, region, lease.moved))
                 lease.moved()
                 outputs.append(
                     Output(
@@ -312,7 +313,8 @@ class Runner:
 
     def _ip_adapter(self, ref: IpAdapterRef, asset: Asset, lease: JobLease) -> tuple[IpAdapterRef, Asset, Image.Image]:
         picture = self._store.get(ref.image, max_bytes=self._settings.max_image_bytes, progress=lease.moved).data
-        return ref, asset, images.decode_image(picture, max_pixels=self._settings.max_image_pixels, name=ref.image)
+        with lease.within(self._settings.stage_seconds):
+            return ref, asset, images.decode_image(picture, max_pixels=self._settings.max_image_pixels, name=ref.image)
 
     def _write(self, attempt: Attempt, job: InpaintJob, index: int, data: bytes, lease: JobLease) -> tuple[str, bytes]:
         """Create an output once. Bytes that an earlier attempt of this very job left there are adopted."""
