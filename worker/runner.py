@@ -39,7 +39,7 @@ from farm.shards import Shelf
 from farm.states import JobState
 from farm.storage import ObjectStore
 from farm.tenants import Tenants
-from worker import images
+from worker import gatekeeper, images
 from worker.assets import Asset, Kind
 from worker.bank import Budgets, LoraBank
 from worker.lease import JobLease, Lease
@@ -262,7 +262,10 @@ class Runner:
             job, region.image, region.mask, seed, lease.moved, loras, embeddings, ip_adapter
         ))  # fmt: skip
         with lease.follow(self._renderer.progress):
-            rendered = self._renderer.render(request)
+            submitted = source.mask.resize(region.mask.size, Image.Resampling.BOX, box=region.box)
+            judged = gatekeeper.paint(self._renderer.render, request, submitted, self._settings)
+        rendered = judged.rendered
+        attempt.needs_review, attempt.rerenders = judged.needs_review, judged.rerenders
         attempt.timings |= rendered.timings
         attempt.lora_swap_seconds = rendered.lora_swap_seconds
         attempt.warnings += rendered.warnings
@@ -289,7 +292,8 @@ class Runner:
                         bytes=len(data),
                         width=source.image.width,
                         height=source.image.height,
-                        seed=seed + index,
+                        seed=judged.seeds[index],
+                        scores=judged.scores[index],
                     )
                 )
         worst = max(receipts, key=lambda r: r.max_abs_diff_outside)

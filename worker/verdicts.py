@@ -57,6 +57,8 @@ class Attempt:
     lora_hashes: dict[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     lora_swap_seconds: float = 0.0
+    needs_review: bool = False
+    rerenders: int = 0
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -192,6 +194,8 @@ class Verdicts:
             error=error,
             warnings=attempt.warnings,
             receipt=receipt,
+            needs_review=attempt.needs_review,
+            rerenders=attempt.rerenders,
             seed=attempt.seed,
             attempt=attempt.claim.attempt,
             timings={name: round(seconds, 6) for name, seconds in attempt.timings.items()},
