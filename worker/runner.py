@@ -24,6 +24,7 @@ from farm.errors import (
     DeadlineExceeded,
     EmbeddingInvalid,
     FarmError,
+    InputChanged,
     ObjectExists,
     OutputExists,
     QueueForbidden,
@@ -321,10 +322,12 @@ class Runner:
             return ref, asset, images.decode_image(picture, max_pixels=self._settings.max_image_pixels, name=ref.image)
 
     def _write(self, attempt: Attempt, job: InpaintJob, index: int, data: bytes, lease: JobLease) -> tuple[str, bytes]:
-        """Create an output once. Bytes that an earlier attempt of this very job left there are adopted."""
+        """Create an output once. Bytes that an earlier attempt of this very job left there are adopted, if it was given
+        the same: a picture that was made of other bytes than the result says would be a wrong receipt."""
         uri = keys.output(self._settings.store, job, attempt.ref.batch_id, index, attempt.ref.generation)
         generation = str(attempt.ref.generation)
-        metadata = {"job": attempt.ref.job_id, "generation": generation, "sha256": sha256(data).hexdigest()}
+        given = _given(attempt)
+        metadata = {"job": attempt.ref.job_id, "generation": generation, "sha256": sha256(data).hexdigest(), **given}
         try:
             self._store.put(
                 uri,
@@ -340,7 +343,17 @@ class Runner:
             there = self._store.get(uri, max_bytes=self._settings.max_image_bytes, progress=lease.moved)
             if (there.metadata.get("job"), there.metadata.get("generation")) != (attempt.ref.job_id, generation):
                 raise OutputExists(f"{uri} is there already and is another job's; choose another output.") from None
+            if changed := [what for what, digest in given.items() if there.metadata.get(what, digest) != digest]:
+                raise InputChanged(
+                    f"The job's {' and '.join(changed)} changed since an earlier attempt wrote {uri}; submit it again."
+                ) from None
             return uri, there.data
+
+
+def _given(attempt: Attempt) -> dict[str, str]:
+    """Hashes of what the job names: they go with its outputs, where the next attempt looks if it finds them."""
+    weights = "".join(f"{path} {digest}\n" for path, digest in sorted(attempt.lora_hashes.items()))
+    return {**attempt.hashes, **({"weights": sha256(weights.encode()).hexdigest()} if weights else {})}
 
 
 def _brought(job: InpaintJob) -> tuple[LoraRef | EmbeddingRef | IpAdapterRef, ...]:

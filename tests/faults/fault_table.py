@@ -25,8 +25,9 @@ class Fault:
 _CHAOS = "faults/test_chaos.py::test_the_farm_loses_and_doubles_nothing_under_it"
 _WORKERS, _REDIS = "faults/test_fault_workers.py::", "faults/test_fault_redis.py::"
 _STORE, _DISPATCHER = "faults/test_fault_store.py::", "faults/test_fault_dispatcher.py::"
-_RUNNER, _BATCHES, _LEDGER = (
+_RUNNER, _ATTEMPTS, _BATCHES, _LEDGER = (
     "integration/test_runner.py::",
+    "integration/test_attempts.py::",
     "integration/test_batches.py::",
     "integration/test_ledger.py::",
 )
@@ -92,14 +93,14 @@ FAULTS: Final = {
         Fault(
             "a job that hangs in a process that lives",
             "no beat without progress: the lease ends and another worker takes the job",
-            (f"{_RUNNER}test_a_job_that_hangs_loses_its_lease",),
+            (f"{_ATTEMPTS}test_a_job_that_hangs_loses_its_lease",),
         ),
         Fault(
             "a picture that takes longer to decode than the lease",
             "the lease is kept until the stage's deadline, and no longer",
             (
-                f"{_RUNNER}test_a_stage_that_tells_no_progress_keeps_its_lease",
-                f"{_RUNNER}test_but_not_for_longer_than_a_stage_may_take",
+                f"{_ATTEMPTS}test_a_stage_that_tells_no_progress_keeps_its_lease",
+                f"{_ATTEMPTS}test_but_not_for_longer_than_a_stage_may_take",
             ),
         ),
         Fault(
@@ -111,13 +112,16 @@ FAULTS: Final = {
     "The model": (
         Fault(
             "out of memory once",
-            "again, one picture at a time",
-            (f"{_RENDERER}test_out_of_memory_once_is_rendered_one_picture_at_a_time",),
+            "again, in smaller batches",
+            (
+                f"{_RENDERER}test_out_of_memory_is_rendered_in_smaller_batches",
+                f"{_RENDERER}test_what_began_in_smaller_batches_resumes_elsewhere",
+            ),
         ),
         Fault(
-            "out of memory twice; three jobs in a row",
+            "out of memory for one row; three jobs in a row",
             "the job is tried elsewhere; the process ends",
-            (f"{_RENDERER}test_out_of_memory_twice_is_the_jobs_failure_and_three_in_a_row_the_workers",),
+            (f"{_RENDERER}test_no_room_for_one_row_is_the_jobs_failure_and_three_in_a_row_the_workers",),
         ),
         Fault(
             "an error after which the device is of no use",
@@ -246,7 +250,7 @@ FAULTS: Final = {
             "the bytes that are there are adopted",
             (
                 f"{_STORE}test_answers_that_are_lost_after_the_write_are_adopted_or_found",
-                f"{_RUNNER}test_adopted_bytes_are_those_that_were_written_first",
+                f"{_ATTEMPTS}test_adopted_bytes_are_those_that_were_written_first",
             ),
         ),
         Fault(
@@ -277,7 +281,15 @@ FAULTS: Final = {
         Fault(
             "a worker dies after the outputs, before the result",
             "the next attempt adopts them",
-            (f"{_RUNNER}test_a_crash_between_outputs_and_result_adopts_the_outputs",),
+            (f"{_ATTEMPTS}test_a_crash_between_outputs_and_result_adopts_the_outputs",),
+        ),
+        Fault(
+            "the same, and its image, mask or weights are replaced before the next attempt",
+            "`InputChanged`: what was made of other bytes is not passed off as made of these",
+            (
+                f"{_ATTEMPTS}test_an_input_that_changed_since_an_earlier_attempt_wrote_outputs_is_said",
+                f"{_ATTEMPTS}test_a_lora_that_changed_too_and_a_new_one_of_the_same_bytes_not",
+            ),
         ),
         Fault(
             "the same, and the job then fails or is canceled",

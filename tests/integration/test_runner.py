@@ -1,6 +1,5 @@
 """The runner's path over a real Redis and a real store; only the model is a painter that fills with one colour."""
 
-import hashlib
 import threading
 import time
 from io import BytesIO
@@ -16,7 +15,6 @@ from farm.schemas import InpaintJob
 from farm.states import JobState
 from producer.client import Client
 from tests.unit.picture_files import saved
-from worker import images
 from worker.runner import Rendered, Runner
 
 
@@ -153,36 +151,12 @@ def test_a_second_hint_of_a_finished_job_renders_nothing(bench):
     assert bench.painter.rendered == 1
 
 
-def test_a_crash_between_outputs_and_result_adopts_the_outputs(bench, monkeypatch):
-    handle = bench.submit(output=f"{bench.root}/out/", custom_id="x")
-    with monkeypatch.context() as crash:
-        crash.setattr(bench.runner._verdicts, "commit", lambda *a, **k: (_ for _ in ()).throw(StoreUnavailable("gone")))
-        assert bench.run(handle) is None
-    written = bench.store.head(f"{bench.root}/out/x.png")
-    time.sleep(0.1)
-    assert bench.run(handle) is JobState.SUCCEEDED
-    assert bench.store.head(f"{bench.root}/out/x.png") == written
-
-
 def test_an_output_of_another_job_is_not_touched(bench):
     bench.put("out/x.png", b"somebody's")
     handle = bench.submit(output=f"{bench.root}/out/", custom_id="x")
     assert bench.run(handle) is JobState.FAILED
     assert handle.peek().error.code == "OutputExists"
     assert bench.store.get(f"{bench.root}/out/x.png", max_bytes=100).data == b"somebody's"
-
-
-def test_adopted_bytes_are_those_that_were_written_first(bench, monkeypatch):
-    handle = bench.submit(output=f"{bench.root}/out/", custom_id="x")
-    with monkeypatch.context() as crash:
-        crash.setattr(bench.runner._verdicts, "commit", lambda *a, **k: (_ for _ in ()).throw(StoreUnavailable("gone")))
-        bench.run(handle)
-    blue = Image.new("RGB", (512, 512), (0, 0, 255))
-    monkeypatch.setattr(bench.painter, "render", lambda request: Rendered([blue], {}))
-    assert bench.run(handle) is JobState.SUCCEEDED
-    stored = bench.store.get(f"{bench.root}/out/x.png", max_bytes=10**7).data
-    assert handle.peek().outputs[0].sha256 == hashlib.sha256(stored).hexdigest()
-    assert Image.open(BytesIO(stored)).getpixel((60, 35)) == (255, 0, 0)
 
 
 def test_a_store_that_is_not_mounted_ends_no_job(bench, tmp_path):
@@ -244,63 +218,6 @@ def test_canceled_while_it_runs_stops_at_a_step(bench):
     assert not thread.is_alive()
     assert bench.painter.rendered == 0
     assert handle.peek().status is JobState.CANCELED
-
-
-def test_a_job_that_waits_in_a_busy_engine_keeps_its_lease(bench):
-    handle = bench.submit()
-
-    def wait(request):
-        for _ in range(35):  # longer than the lease, and never a step of its own
-            time.sleep(0.1)
-            bench.painter.engine_progress += 1
-        request.on_step()
-
-    bench.painter.before = wait
-    assert bench.run(handle) is JobState.SUCCEEDED
-
-
-def test_a_job_that_hangs_loses_its_lease(bench):
-    handle = bench.submit()
-    lost = []
-
-    def hang(request):
-        time.sleep(3.5)
-        lost.append(bench.ledger.claim([handle._ref], lease_seconds=30)[0].outcome)
-        time.sleep(1)
-
-    bench.painter.before = hang
-    bench.run(handle)
-    assert lost == ["claimed"]
-
-
-@pytest.mark.parametrize("stage", ["decode", "encode", "receipt"])
-def test_a_stage_that_tells_no_progress_keeps_its_lease(bench, monkeypatch, stage):
-    handle, outcomes, work = bench.submit(), [], getattr(images, stage)
-
-    def slow(*arguments, **options):
-        for _ in range(2):
-            time.sleep(1.7)  # together longer than the lease
-            outcomes.append(bench.ledger.claim([handle._ref], lease_seconds=30)[0].outcome)
-        return work(*arguments, **options)
-
-    monkeypatch.setattr(images, stage, slow)
-    assert bench.run(handle) is JobState.SUCCEEDED
-    assert outcomes == ["busy", "busy"]
-    assert handle.peek().attempt == 1
-
-
-def test_but_not_for_longer_than_a_stage_may_take(local_store, redis_url, tmp_path, monkeypatch):
-    bench = Bench(local_store, f"file://{tmp_path / 'store'}", redis_url, stage_seconds=0.2)
-    handle, outcomes = bench.submit(), []
-
-    def hang(*arguments, **options):
-        time.sleep(4)
-        outcomes.append(bench.ledger.claim([handle._ref], lease_seconds=30)[0].outcome)
-        raise StoreUnavailable("over at last")
-
-    monkeypatch.setattr(images, "decode", hang)
-    assert bench.run(handle) is None
-    assert outcomes == ["claimed"]
 
 
 def test_cancel_after_the_end_tells_the_truth(bench):
