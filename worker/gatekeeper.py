@@ -57,7 +57,8 @@ def paint(
             continue
         parts.append(part)
         for place, picture, made in zip(wanted, part.images, range(seed, seed + len(wanted)), strict=True):
-            scores = judge(request.image, mask, picture, grown=request.mask, limits=limits)
+            fitting = picture.convert("RGB").resize(request.image.size)  # as it will be pasted
+            scores = judge(request.image, mask, fitting, grown=request.mask, limits=limits)
             if place not in best or scores.worst < best[place][2].worst:
                 best[place] = picture, made, scores
         wanted = [place for place in wanted if not accept(best[place][2], limits)]
