@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sqlite3
 
-_CACHE_KIB = 32 * 1024  # what is held in memory; more goes to a temporary file
+_FEW = 100_000  # names that are held in memory; more go into a file
+_CACHE_KIB = 16 * 1024  # of that file
 
 
 class Distinct:
@@ -14,16 +15,33 @@ class Distinct:
     """
 
     def __init__(self) -> None:
-        # An empty name is a database of its own, in a temporary file once the cache is full, gone when it is closed.
-        self._names = sqlite3.connect("", isolation_level=None, check_same_thread=False)
-        for setting in ("journal_mode=OFF", "synchronous=OFF", f"cache_size=-{_CACHE_KIB}"):
-            self._names.execute(f"PRAGMA {setting}")
-        self._names.execute("CREATE TABLE names (hash INTEGER PRIMARY KEY)")
-        self._names.execute("BEGIN")
+        self._few: set[int] = set()
+        self._many: sqlite3.Connection | None = None
 
     def add(self, name: str) -> bool:
         """Whether it is new."""
-        return self._names.execute("INSERT OR IGNORE INTO names VALUES (?)", (hash(name),)).rowcount == 1
+        key = hash(name)
+        if self._many is not None:
+            return self._many.execute("INSERT OR IGNORE INTO names VALUES (?)", (key,)).rowcount == 1
+        if key in self._few:
+            return False
+        self._few.add(key)
+        if len(self._few) > _FEW:
+            self._many = _table(self._few)
+            self._few = set()
+        return True
 
     def close(self) -> None:
-        self._names.close()
+        if self._many is not None:
+            self._many.close()
+
+
+def _table(names: set[int]) -> sqlite3.Connection:
+    # No name: a database of its own, in a temporary file once its cache is full, gone when it is closed.
+    table = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+    for setting in ("journal_mode=OFF", "synchronous=OFF", f"cache_size=-{_CACHE_KIB}"):
+        table.execute(f"PRAGMA {setting}")
+    table.execute("CREATE TABLE names (hash INTEGER PRIMARY KEY)")
+    table.execute("BEGIN")
+    table.executemany("INSERT INTO names VALUES (?)", ((name,) for name in sorted(names)))
+    return table

@@ -15,10 +15,12 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import groupby, islice, pairwise
 
 from farm import keys
+from farm.distinct import Distinct
 from farm.errors import InputNotFound, InvalidName, InvalidParameter, SpecDamaged, SpecTooLarge, SpecUnreadable
 from farm.ledger.records import JobRef
 from farm.names import check_name
@@ -63,23 +65,22 @@ def sized(line: bytes) -> bytes:
 def shards_of(jobs: Iterable[InpaintJob], line_of: Callable[[InpaintJob], bytes] = spec_line) -> Iterator[Shard]:
     """Jobs of one tenant, each with a custom_id of its own, in shards; InvalidParameter for one that comes twice.
 
-    What is kept of a job that has gone by is eight bytes of its name's hash.
+    Memory does not grow with the jobs: what is kept of one that has gone by is its name's hash, in a file if need be.
     """
-    seen: set[int] = set()
     lines: list[bytes] = []
     size = number = priority = 0
-    for job in jobs:
-        if (name := hash(job.custom_id)) in seen:
-            raise InvalidParameter("custom_id", f"{job.custom_id!r} comes twice in this batch; name every job once")
-        seen.add(name)
-        line = line_of(job)
-        if lines and (len(lines) == MAX_JOBS or size + len(line) > MAX_BYTES):
-            yield Shard(number, b"".join(lines), len(lines), priority)
-            lines, size, number = [], 0, number + 1
-        if not lines:
-            priority = job.priority
-        lines.append(line)
-        size += len(line)
+    with closing(Distinct()) as names:
+        for job in jobs:
+            if not names.add(job.custom_id):
+                raise InvalidParameter("custom_id", f"{job.custom_id!r} comes twice in this batch; name every job once")
+            line = line_of(job)
+            if lines and (len(lines) == MAX_JOBS or size + len(line) > MAX_BYTES):
+                yield Shard(number, b"".join(lines), len(lines), priority)
+                lines, size, number = [], 0, number + 1
+            if not lines:
+                priority = job.priority
+            lines.append(line)
+            size += len(line)
     if lines:
         yield Shard(number, b"".join(lines), len(lines), priority)
 
