@@ -9,9 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from itertools import islice
 
 from farm import keys
-from farm.errors import InputNotFound, InvalidParameter, ObjectExists, QueueUnavailable, ResultTimeout
+from farm.errors import InvalidParameter, ObjectExists, QueueUnavailable, ResultTimeout
 from farm.ledger import JobRef, Ledger
 from farm.schemas import BatchFooter, BatchSummary, InpaintJob, JobResult
 from farm.shards import Shelf
@@ -20,7 +21,7 @@ from farm.states import JobState
 from producer.following import Following, skipping
 from producer.handle import JobHandle
 from producer.index import Index
-from producer.results import MAX_RESULT_BYTES, read_results
+from producer.results import read_results
 
 LOOK_AGAIN_SECONDS = 30.0
 _READERS = 16  # results on their way at once
@@ -41,7 +42,7 @@ class BatchHandle:
         """How far it is. Raises QueueUnavailable while the index is away or is being made again."""
         record = self._batches.record(self.tenant, self.id)
         if record is None or record.state == "accepting":
-            summary = self._summary()
+            summary = self._shelf.summary(self.tenant, self.id)
             if summary is None or summary.retries < self._shelf.retry_count(self.tenant, self.id):
                 raise QueueUnavailable(f"The farm is making its index again; ask for batch {self.id} in a moment.")
             return summary
@@ -52,13 +53,6 @@ class BatchHandle:
             batch_id=self.id, tenant=self.tenant, jobs=self.jobs, counts=counts, paused=record.paused,
             canceled=record.state == "canceled",
         )  # fmt: skip
-
-    def _summary(self) -> BatchSummary | None:
-        try:
-            uri = keys.summary(self._shelf.root, self.tenant, self.id)
-            return BatchSummary.from_json(self._shelf.store.get(uri, max_bytes=MAX_RESULT_BYTES).data)
-        except InputNotFound:
-            return None
 
     def wait(
         self, timeout: float | None = None, *, on_progress: Callable[[BatchSummary], object] = lambda _: None
@@ -79,9 +73,7 @@ class BatchHandle:
 
     def results(self) -> Iterator[JobResult]:
         """The results there are now, in the order of the jobs; those of retried jobs are the newest."""
-        with ThreadPoolExecutor(_READERS) as pool:
-            for refs in self.refs():
-                yield from (result for result in self._read(pool, refs) if result is not None)
+        return self._shelf.results(self.tenant, self.id)
 
     def follow(
         self, *, ordered: bool = True, skip: int = 0, timeout: float | None = None,
@@ -92,10 +84,22 @@ class BatchHandle:
         The first `skip` jobs are left out. `on_result` is told of each when it is read, which may be before its turn;
         `on_wait` is called before each pause. Raises ResultTimeout when none has ended for `timeout` seconds.
         """
-        following = Following(self._index, self._shelf.store, self._shelf.root)
+        if self._over():
+            return self._told(skip, on_result)
+        following = Following(self._index, self._shelf)
         return following.results(
             skipping(self.refs(), skip), ordered=ordered, timeout=timeout, on_result=on_result, on_wait=on_wait
         )
+
+    def _over(self) -> bool:
+        """Every job has ended, and none was retried since: its results may be read by the shard."""
+        summary = self._shelf.summary(self.tenant, self.id)
+        return summary is not None and summary.done and summary.retries == self._shelf.retry_count(self.tenant, self.id)
+
+    def _told(self, skip: int, on_result: Callable[[JobResult], object]) -> Iterator[JobResult]:
+        for result in islice(self.results(), skip, None):
+            on_result(result)
+            yield result
 
     def job(self, custom_id: str) -> JobHandle:
         """One of its jobs. Raises InvalidParameter if there is none of this name. Reads the batch up to it."""
@@ -110,9 +114,6 @@ class BatchHandle:
         later = self._shelf.generations(self.tenant, self.id)
         for shard in range(self._footer.shards):
             yield self._shelf.refs(self.tenant, self.id, shard, later)
-
-    def _read(self, pool: ThreadPoolExecutor, refs: Sequence[JobRef]) -> list[JobResult | None]:
-        return read_results(pool, self._shelf.store, self._shelf.root, refs)
 
     # What can be done to it
 
@@ -137,7 +138,7 @@ class BatchHandle:
         refs: list[JobRef] = []
         with ThreadPoolExecutor(_READERS) as pool:
             for group in self.refs():
-                results = zip(group, self._read(pool, group), strict=True)
+                results = zip(group, read_results(self._shelf, group, pool), strict=True)
                 refs += [ref for ref, result in results if result is not None and _failed(result, codes)]
         return self.retry(refs)
 
@@ -156,7 +157,7 @@ class BatchHandle:
 
     def _open_again(self, retries: int, jobs: int) -> None:
         """The index knows no more of this batch: tell it from the summary what is left, or let it be gone through."""
-        summary, counts, next_shard = self._summary(), {}, 0
+        summary, counts, next_shard = self._shelf.summary(self.tenant, self.id), {}, 0
         if summary is not None and summary.retries == retries:
             counts = {state.value: count for state, count in summary.counts.items()}
             counts["failed"] = counts.get("failed", 0) - jobs
@@ -170,7 +171,7 @@ class BatchHandle:
     def _known(self, known: bool) -> None:
         if known:
             return
-        if (summary := self._summary()) is not None and summary.done:
+        if (summary := self._shelf.summary(self.tenant, self.id)) is not None and summary.done:
             raise InvalidParameter("batch_id", f"{self.id} is over: all its {self.jobs:,} jobs have ended")
         raise QueueUnavailable(f"The farm is making its index again; ask for batch {self.id} in a moment.")
 
@@ -178,7 +179,7 @@ class BatchHandle:
 def opened(shelf: Shelf, ledger: Ledger, ref: JobRef) -> JobHandle:
     """The handle of an accepted job, its spec read from the store. Raises SpecUnreadable."""
     line, _ = split_line(shelf.lines([ref])[0])
-    return JobHandle(ref, InpaintJob.from_json(line), shelf.store, ledger, shelf.root)
+    return JobHandle(ref, InpaintJob.from_json(line), shelf, ledger)
 
 
 def write_retry(shelf: Shelf, tenant: str, batch: str, refs: Sequence[JobRef]) -> list[JobRef]:

@@ -88,7 +88,7 @@ class Client:
             self._ledger.enqueue([ref])
         except QueueUnavailable as error:  # it is accepted, and announced
             log.warning("%s: job %s waits until somebody looks", error.code, ref.job_id)
-        return JobHandle(ref, job, self.store, self._ledger, self.settings.store)
+        return JobHandle(ref, job, self._shelf, self._ledger)
 
     def job(self, address: str, *, tenant: str = "default") -> JobHandle:
         """A job that was submitted before, by its handle's `address`; the batch id of one that was submitted alone
@@ -176,7 +176,7 @@ class Client:
                 key = None if idempotency_key is None else f"{idempotency_key}/{number}"
                 yield from self.submit_batch(some, tenant=tenant, idempotency_key=key).refs()
 
-        following = Following(self.index, self.store, self.settings.store, window=window)
+        following = Following(self.index, self._shelf, window=window)
         return following.results(submitted(), ordered=ordered, timeout=timeout)
 
     def retry(self, ref: JobRef) -> bool:

@@ -15,7 +15,7 @@ from farm import keys
 from farm.errors import QueueUnavailable, ResultTimeout, Transient
 from farm.ledger import JobRef
 from farm.schemas import JobResult
-from farm.storage import ObjectStore
+from farm.shards import Shelf
 from producer.index import Index
 from producer.results import read_results
 
@@ -35,8 +35,8 @@ Flying = dict[int, JobRef]
 class Following:
     """Looks at accepted jobs until they have ended. At most `window` of them are looked at, or held back for order."""
 
-    def __init__(self, index: Index, store: ObjectStore, root: str, *, window: int = WINDOW):
-        self._index, self._store, self._root, self._window = index, store, root, window
+    def __init__(self, index: Index, shelf: Shelf, *, window: int = WINDOW):
+        self._index, self._shelf, self._window = index, shelf, window
         self._marks: dict[tuple[str, str], object] = {}  # batch → what its counts were when all was looked at
         self._whole_at = self._blind_until = 0.0
 
@@ -89,7 +89,7 @@ class Following:
     def _ended(self, pool: ThreadPoolExecutor, flying: Flying) -> list[tuple[int, JobResult]]:
         places = self._candidates(flying)
         try:
-            results = read_results(pool, self._store, self._root, [flying[place] for place in places])
+            results = read_results(self._shelf, [flying[place] for place in places], pool)
         except Transient as error:  # a run of hours outlives a store that is away for minutes
             log.warning("%s: %s", error.code, error)
             self._marks.clear()

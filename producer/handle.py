@@ -13,8 +13,8 @@ from farm import keys
 from farm.errors import Canceled, JobFailed, ObjectExists, QueueUnavailable, ResultTimeout
 from farm.ledger import JobRef, Ledger
 from farm.schemas import ErrorInfo, InpaintJob, JobResult
+from farm.shards import Shelf
 from farm.states import JobState
-from farm.storage import ObjectStore
 from producer.results import read_result
 
 
@@ -30,9 +30,9 @@ class JobEvent:
 class JobHandle:
     """What `Client.submit` returns; `Client.job` opens it again. The store answers; Redis only makes it quick."""
 
-    def __init__(self, ref: JobRef, job: InpaintJob, store: ObjectStore, ledger: Ledger, root: str):
-        self._ref, self.job, self._store, self._ledger, self._root = ref, job, store, ledger, root
-        self._result_uri = keys.result(root, ref.tenant, ref.batch_id, ref.job_id, ref.generation)
+    def __init__(self, ref: JobRef, job: InpaintJob, shelf: Shelf, ledger: Ledger):
+        self._ref, self.job, self._shelf, self._ledger = ref, job, shelf, ledger
+        self._result_uri = keys.result(shelf.root, ref.tenant, ref.batch_id, ref.job_id, ref.generation)
 
     @property
     def id(self) -> str:
@@ -67,7 +67,7 @@ class JobHandle:
 
     def peek(self) -> JobResult | None:
         """The result if the job has ended, else None; never waits."""
-        return read_result(self._store, self._root, self._ref)
+        return read_result(self._shelf, self._ref)
 
     def events(self, timeout: float | None = None) -> Iterator[JobEvent]:
         """The job's states from now on, as this client sees them (short ones may be missed); the last has the result.
@@ -128,7 +128,7 @@ class JobHandle:
             metadata=job.metadata,
         )
         try:
-            self._store.put(self._result_uri, result.to_json(), content_type="application/json", create_only=True)
+            self._shelf.store.put(self._result_uri, result.to_json(), content_type="application/json", create_only=True)
         except ObjectExists:
             ended = self.peek()
             state = ended.status if ended else JobState.CANCELED

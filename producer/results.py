@@ -12,24 +12,22 @@ from farm import keys
 from farm.errors import InputNotFound
 from farm.ledger import JobRef
 from farm.schemas import JobResult, dump_line
+from farm.shards import MAX_RESULT_BYTES, Shelf
 from farm.states import JobState
-from farm.storage import ObjectStore
-
-MAX_RESULT_BYTES = 4 * 1024**2
 
 
-def read_result(store: ObjectStore, root: str, ref: JobRef) -> JobResult | None:
+def read_result(shelf: Shelf, ref: JobRef) -> JobResult | None:
     """The result of a job's generation, None if there is none yet."""
-    uri = keys.result(root, ref.tenant, ref.batch_id, ref.job_id, ref.generation)
+    uri = keys.result(shelf.root, ref.tenant, ref.batch_id, ref.job_id, ref.generation)
     try:
-        return JobResult.from_json(store.get(uri, max_bytes=MAX_RESULT_BYTES).data)
+        return JobResult.from_json(shelf.store.get(uri, max_bytes=MAX_RESULT_BYTES).data)
     except InputNotFound:
         return None
 
 
-def read_results(pool: Executor, store: ObjectStore, root: str, refs: Sequence[JobRef]) -> list[JobResult | None]:
-    """`read_result` of each, many at once: the one place that knows how results lie in the store."""
-    return list(pool.map(lambda ref: read_result(store, root, ref), refs))
+def read_results(shelf: Shelf, refs: Sequence[JobRef], pool: Executor) -> list[JobResult | None]:
+    """`read_result` of each, many at once."""
+    return [None if line is None else JobResult.from_json(line) for line in shelf.result_lines(refs, pool)]
 
 
 # Formats
