@@ -27,9 +27,13 @@ class Bench:
         if channels_last:
             self.unet.to(memory_format=torch.channels_last)
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
-        self.dtype = dtype
+        self.dtype, self.device = dtype, "cpu"
         self.merger = LoraMerger(self.unet)
         self.mixed = MixedLoras(self.unet, self.merger.table)
+
+    def to(self, device: str) -> None:
+        self.unet.to(device)
+        self.device = device
 
     def every_target(self) -> tuple[str, ...]:
         return tuple(self.merger.table.targets)
@@ -45,7 +49,8 @@ class Bench:
         sample = torch.randn(rows, 4, 8, 8, generator=generator).to(self.dtype)
         context = torch.randn(rows, 7, 24, generator=generator).to(self.dtype)
         times = torch.randint(0, 1000, (rows,), generator=generator)
-        return sample.contiguous(memory_format=self.layout), times, context
+        sample = sample.contiguous(memory_format=self.layout)
+        return sample.to(self.device), times.to(self.device), context.to(self.device)
 
     @torch.no_grad()
     def merged(self, sets) -> Tensor:

@@ -115,7 +115,7 @@ def choose(demands: Sequence[Demand], costs: Costs, merged: Demand | str = "") -
     everyone = range(len(demands))
     options = [_turns(demands, everyone)]
     together = [i for i in everyone if demands[i].mixable]
-    if len({demands[i].lora for i in together}) > 1:
+    if any(demands[i].lora not in ("", now.lora) for i in together):
         rest = [i for i in everyone if i not in together]
         options.append([Phase("mixed", "", tuple(together)), *_turns(demands, rest)])
     choices = [_timed(_ordered(phases, demands, costs, now.lora), demands, costs, now) for phases in options]

@@ -37,14 +37,18 @@ class Factors(NamedTuple):
 
     @classmethod
     def of(cls, terms: Terms, layer: Layer) -> "Factors":
-        """The sum of these terms as one product, in the dtype and on the device of the layer's weight."""
+        """The sum of these terms as one product, in the dtype and on the device of the layer's weight.
+
+        Anywhere but on a CPU at a rank of `BUCKETS`: kernels want multiples of eight, and stacks want equal ranks.
+        """
         weight = layer.weight
         parts = [(low_rank(delta), strength) for delta, strength in terms]
         up = torch.cat([part.up.float() * (strength * part.scale) for part, strength in parts], dim=1)
         down = torch.cat([part.down.float() for part, _ in parts]).view(-1, *weight.shape[1:])
         if weight.dim() == 4 and not weight.is_contiguous():
             down = down.contiguous(memory_format=torch.channels_last)
-        return cls(down.to(weight.device, weight.dtype), up.to(weight.device, weight.dtype))
+        factors = cls(down.to(weight.device, weight.dtype), up.to(weight.device, weight.dtype))
+        return factors if weight.device.type == "cpu" else factors.padded(bucket(factors.rank))
 
     @property
     def rank(self) -> int:
@@ -55,8 +59,10 @@ class Factors(NamedTuple):
         return self.down.nbytes + self.up.nbytes
 
     def padded(self, rank: int) -> "Factors":
-        """The same product at a larger rank."""
+        """The same product at this rank, which is not smaller."""
         more = rank - self.rank
+        if more == 0:
+            return self
         return Factors(F.pad(self.down, (0, 0) * (self.down.dim() - 1) + (0, more)), F.pad(self.up, (0, more)))
 
 
@@ -103,11 +109,13 @@ class Batched:
         """Groups as large as the runs allow; a group that no run covers has zeros for its factors."""
         size = math.gcd(rows, *(edge for run in runs for edge in run[:2]))
         rank = bucket(max(run.factors.rank for run in runs))
-        like = runs[0].factors.padded(rank)
-        chosen = [Factors(torch.zeros_like(like.down), torch.zeros_like(like.up))] * (rows // size)
+        chosen: list[Factors | None] = [None] * (rows // size)
         for start, stop, factors in runs:
-            count = (stop - start) // size
-            chosen[start // size : stop // size] = [factors.padded(rank)] * count
+            chosen[start // size : stop // size] = [factors.padded(rank)] * ((stop - start) // size)
+        if any(factors is None for factors in chosen):
+            like = runs[0].factors.padded(rank)
+            nothing = Factors(torch.zeros_like(like.down), torch.zeros_like(like.up))
+            chosen = [nothing if factors is None else factors for factors in chosen]
         downs, ups = zip(*chosen, strict=True)
         if isinstance(layer, nn.Linear):
             return cls(layer, len(chosen), torch.stack(downs), torch.stack(ups))
