@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-import sqlite3
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import sqlite3
 
 _FEW = 100_000  # names that are held in memory; more go into a file
 _CACHE_KIB = 16 * 1024  # of that file
@@ -37,6 +40,8 @@ class Distinct:
 
 
 def _table(names: set[int]) -> sqlite3.Connection:
+    import sqlite3  # only for who has so many
+
     # No name: a database of its own, in a temporary file once its cache is full, gone when it is closed.
     table = sqlite3.connect("", isolation_level=None, check_same_thread=False)
     for setting in ("journal_mode=OFF", "synchronous=OFF", f"cache_size=-{_CACHE_KIB}"):

@@ -54,10 +54,25 @@ def test_a_worker_without_redis_says_so(tmp_path):
     assert "QueueUnavailable" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_the_sdk_imports_no_torch():
-    code = "import sys, producer; print([m for m in ('torch', 'transformers', 'boto3', 'skimage') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout.strip() == "[]", done.stderr
+HEAVY = {
+    "torch", "transformers", "safetensors", "numpy", "celery", "kombu", "boto3", "botocore", "PIL", "pyarrow",
+    "skimage", "prometheus_client", "rich", "click", "sqlite3", "worker",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("code", "may"),
+    [
+        ("import producer", set()),
+        ("from producer.cli import main", {"click"}),
+        ("from producer.cli import main; main.get_command(None, 'status')", {"click", "rich"}),
+        ("import producer.testing", {"PIL"}),
+    ],
+)
+def test_an_import_brings_nothing_heavy(code, may):
+    told = f"{code}\nimport sys; print(sorted({HEAVY!r} & {{name.partition('.')[0] for name in sys.modules}}))"
+    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True)
+    assert set(json.loads(done.stdout.replace("'", '"'))) <= may, done.stderr
 
 
 def test_convert_makes_safetensors_of_a_pickle(tmp_path):

@@ -1,5 +1,6 @@
 """The farm in memory, and through it the SDK: what a user's own tests stand on."""
 
+import asyncio
 from io import BytesIO
 from itertools import count
 
@@ -17,7 +18,7 @@ from farm.errors import (
     StoreUnavailable,
 )
 from farm.schemas import LoraRef
-from producer import InpaintJob, JobState
+from producer import AsyncClient, InpaintJob, JobState
 from producer.testing import FakeFarm
 
 
@@ -192,3 +193,29 @@ def test_map_says_so_when_nothing_ends():
     farm = FakeFarm(auto=False)
     with pytest.raises(ResultTimeout, match="1 jobs"):
         list(farm.client().map([job(farm, "a")], timeout=0.1))
+
+
+# asyncio
+
+
+def test_the_asyncio_twin_does_the_same_without_holding_up_the_loop():
+    farm = FakeFarm(auto=False)
+
+    async def use() -> list[str]:
+        client = AsyncClient(client=farm.client())
+        handle = await client.submit(job(farm, "a"))
+        assert await handle.status() is JobState.QUEUED
+        waiting = asyncio.create_task(handle.result(timeout=10))
+        await asyncio.sleep(0)  # the loop goes on while a thread waits
+        farm.work()
+        assert (await waiting).custom_id == "a"
+        assert [event.state async for event in (await client.job(handle.address)).events()] == [JobState.SUCCEEDED]
+        farm.auto = True
+        batch = await client.submit_batch([job(farm, f"b{n}") for n in range(3)])
+        assert (await batch.wait(timeout=10)).counts == {JobState.SUCCEEDED: 3}
+        assert [result.custom_id async for result in (await client.batch(batch.id)).follow(skip=1)] == ["b1", "b2"]
+        other = await client.submit(job(farm, "c"))
+        assert await other.cancel() is JobState.SUCCEEDED
+        return [result.custom_id async for result in client.map((job(farm, f"m{n}") for n in range(5)), chunk=2)]
+
+    assert asyncio.run(use()) == [f"m{n}" for n in range(5)]
