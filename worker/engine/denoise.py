@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from worker.engine.conditions import KeysValues, TimeStates
 from worker.engine.errors import InvalidParameter
 from worker.engine.guidance import classifier_free_guidance
 from worker.engine.request import Request
@@ -52,25 +53,25 @@ def halves(request: Request, positive: torch.Tensor, negative: torch.Tensor | No
 
 
 def predict(
-    unet: UNet, requests: Sequence[Request], in_channels: int, most_rows: int | None = None, rows: Rows = all_alike
+    unet: UNet,
+    requests: Sequence[Request],
+    in_channels: int,
+    most_rows: int | None = None,
+    rows: Rows = all_alike,
+    conditions: tuple[TimeStates, KeysValues] | None = None,
 ) -> list[torch.Tensor]:
     """The model's guided output ``[N, C, h, w]`` for each of `requests`, all of one `group_key`.
 
     A forward takes at most `most_rows` rows (None: all). `rows` is entered around each forward with the slice of the
-    batch that it makes.
+    batch that it makes. `conditions`: what times and texts come to, a row for each of the batch, where it is known.
     """
     samples = [model_input(request, in_channels) for request in requests]
-    times = [r.scheduler.timestep(r.state).expand(len(s)) for r, s in zip(requests, samples, strict=True)]
-    condition = None
-    if requests[0].timestep_cond is not None:
-        condition = torch.cat([twice(request, request.timestep_cond) for request in requests])
     images = [
         torch.cat([halves(r, r.ip_hidden_states[i], _at(r.negative_ip_hidden_states, i)) for r in requests])
         for i in range(len(requests[0].ip_hidden_states))
     ]
     sample = torch.cat(samples)
-    timestep = torch.cat([time.float() for time in times]) if len(times) > 1 else times[0]
-    texts = torch.cat([halves(r, r.prompt_embeds, r.negative_prompt_embeds) for r in requests])
+    timestep, texts, condition = (*conditions, None) if conditions else _conditions(requests, samples)
     made = []
     for begin in range(0, len(sample), most_rows or len(sample)):
         part = slice(begin, begin + (most_rows or len(sample)))
@@ -78,8 +79,8 @@ def predict(
             made.append(
                 unet(
                     sample[part],
-                    timestep[part],
-                    encoder_hidden_states=texts[part],
+                    _rows(timestep, part),
+                    encoder_hidden_states=_rows(texts, part),
                     timestep_cond=None if condition is None else condition[part],
                     ip_hidden_states=[image[part] for image in images] or None,
                     ip_adapter_masks=requests[0].ip_adapter_masks or None,
@@ -88,6 +89,22 @@ def predict(
     output = torch.cat(made) if len(made) > 1 else made[0]
     parts = output.split([len(sample) for sample in samples])
     return [_guided(request, part) for request, part in zip(requests, parts, strict=True)]
+
+
+def _conditions(
+    requests: Sequence[Request], samples: Sequence[torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Times ``[B]``, texts ``[B, L, D]`` and the guidance embedding of distilled UNets ``[B, …]``, as they are."""
+    times = [r.scheduler.timestep(r.state).expand(len(s)) for r, s in zip(requests, samples, strict=True)]
+    timestep = torch.cat([time.float() for time in times]) if len(times) > 1 else times[0]
+    texts = torch.cat([halves(r, r.prompt_embeds, r.negative_prompt_embeds) for r in requests])
+    if requests[0].timestep_cond is None:
+        return timestep, texts, None
+    return timestep, texts, torch.cat([twice(request, request.timestep_cond) for request in requests])
+
+
+def _rows(batch: torch.Tensor | TimeStates | KeysValues, part: slice) -> Any:
+    return batch[part] if isinstance(batch, torch.Tensor) else batch.rows(part)
 
 
 def _at(sequence: tuple[torch.Tensor, ...], index: int) -> torch.Tensor | None:

@@ -10,26 +10,29 @@ would have alone. What fails fails alone, too: whose fault a failed forward was 
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 from worker.engine.batch_limit import BatchLimit
-from worker.engine.denoise import Rows, advance, all_alike, group_key, predict
+from worker.engine.conditions import KeysValues, TimeStates
+from worker.engine.denoise import advance, group_key, predict
 from worker.engine.faults import DeviceLost, Fault, MemoryExhausted, fault_of, first_line, within_memory
 from worker.engine.listener import Listener
+from worker.engine.lora.choice import Costs
 from worker.engine.output import decode
 from worker.engine.picture_cache import PictureCache
 from worker.engine.pipeline import StableDiffusionInpaintPipeline
 from worker.engine.request import Request
 from worker.engine.stopwatch import Stopwatch, Work
 from worker.engine.submission import GaveWay, ImagePrompt, Painted, Submission, Ticket
-from worker.engine.swaps import Swaps, key_of, text_part, unet_part
+from worker.engine.swaps import Swaps, key_of, text_part
 from worker.engine.text_cache import TextCache
+from worker.engine.turns import Turn, Turns, best_rows
 
 T = TypeVar("T")
 
@@ -54,6 +57,8 @@ class InpaintEngine:
         self._watch = Stopwatch(pipe.device, self._listener.worked)
         self._swaps = Swaps(pipe.unet, pipe.text_encoder, self._watch.synchronize, self._listener.swapped)
         self.merger = self._swaps.merger
+        self._turns = Turns(pipe.unet, self._swaps, pipe.vae_scale_factor)
+        self._texts_of_batch: tuple[tuple[int, ...], KeysValues] | None = None
         self._texts = TextCache(pipe.tokenizer, pipe.text_encoder)
         self._pictures = PictureCache(pipe.vae)
         self._limit = BatchLimit()
@@ -62,6 +67,7 @@ class InpaintEngine:
         self._sliced = False
         self._waiting: deque[Ticket] = deque()
         self._active: list[Ticket] = []
+        self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._work = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -72,10 +78,11 @@ class InpaintEngine:
     def submit(self, submission: Submission) -> "Future[Painted]":
         """Have it painted; cancel the future to take it back while it waits.
 
-        The call is checked and its pictures are read here. Raises the pipeline's InvalidParameter; the future raises
-        GaveWay, MemoryExhausted, what `on_step` raised, and the engine's errors.
+        The call is checked and its pictures are read here. Raises InvalidParameter and LoraIncompatible; the future
+        raises GaveWay, MemoryExhausted, what `on_step` raised, and the engine's errors.
         """
-        ticket = Ticket(submission, request=submission.resume)
+        loras = self._turns.footprint(submission.loras)
+        ticket = Ticket(submission, request=submission.resume, loras=loras)
         if submission.resume is None:
             prompt = submission.image_prompt
             picture = {} if prompt is None else {"ip_adapter_image": prompt.picture}
@@ -86,6 +93,29 @@ class InpaintEngine:
             self._waiting.append(ticket)
             self._work.notify()
         return ticket.future
+
+    def measure(self, width: int, height: int, *, rows: Sequence[int], sets: Sequence[int], repeats: int = 3) -> Costs:
+        """Find out what batches and LoRAs cost at pictures of this size, and decide by it from now on.
+
+        Waits for its turn like a submission. `rows`: numbers of rows to try; the best becomes `max_rows`.
+        """
+        latent_size = height // self.pipe.vae_scale_factor, width // self.pipe.vae_scale_factor
+        costs = self._call(lambda: self._turns.measure(latent_size, rows, sets, repeats))
+        self.use(costs, width, height)
+        return costs
+
+    def use(self, costs: Costs, width: int, height: int) -> None:
+        """Decide by what was measured before, at pictures of this size on a device like this."""
+        self._call(lambda: self._turns.use(costs, width * height))
+        self.max_rows = best_rows(costs)
+
+    def _call(self, do: Callable[[], T]) -> T:
+        """What `do` gives, on the engine's thread, once nothing is being painted."""
+        future: Future[T] = Future()
+        with self._work:
+            self._calls.append((do, future))
+            self._work.notify()
+        return future.result()
 
     @property
     def busy(self) -> bool:
@@ -130,8 +160,18 @@ class InpaintEngine:
 
     def _has_work(self) -> bool:
         with self._work:
-            self._work.wait_for(lambda: self._closing or self.broken or self._active or self._waiting)
-            return not (self._closing or self.broken)
+            self._work.wait_for(lambda: self._ending or self._active or self._waiting or self._calls)
+            calls = [] if self._active else [self._calls.popleft() for _ in range(len(self._calls))]
+        for do, future in calls:
+            try:
+                future.set_result(do())
+            except BaseException as error:  # noqa: BLE001 - it is the caller's
+                future.set_exception(error)
+        return not self._ending
+
+    @property
+    def _ending(self) -> bool:
+        return self._closing or bool(self.broken)
 
     def _end(self, error: BaseException) -> None:
         with self._work:
@@ -167,15 +207,11 @@ class InpaintEngine:
             and self._size(ticket) == self._size(beside)
             and _key(ticket.submission.image_prompt) == _key(self._image_prompt)
             and self.rows + ticket.rows <= min(self.max_rows, self._limit.rows or self.max_rows)
-            and _loras(ticket) == _loras(beside)
+            and self._turns.together(self._active, ticket)
         )
 
     def _size(self, ticket: Ticket) -> tuple[int, int]:
-        """Width and height of its pictures in px."""
-        if ticket.request is not None:
-            height, width = ticket.request.latents.shape[-2:]
-            return width * self.pipe.vae_scale_factor, height * self.pipe.vae_scale_factor
-        return ticket.reading.call.width, ticket.reading.call.height
+        return ticket.size(self.pipe.vae_scale_factor)
 
     def _begin(self, ticket: Ticket) -> None:
         """From the call to a request that can step."""
@@ -244,29 +280,42 @@ class InpaintEngine:
             self._forward(group)
 
     def _forward(self, group: list[Ticket]) -> None:
-        """Each of `group` one step further, all in one forward."""
+        """Those of `group` whose turn it is one step further, all in one forward."""
         if self.broken:
             return
+        turn = self._turns.next(group)
         try:
-            outputs = self._within_memory(lambda: self._predicted(group))
+            outputs = self._within_memory(lambda: self._predicted(turn))
         except MemoryExhausted as shortage:
-            return self._smaller(group, shortage)
+            return self._smaller(turn.tickets, shortage)
         except BaseException as error:  # noqa: BLE001 - it is looked for whose it is, and the others go on
-            return self._failed(group, error)
+            return self._failed(turn.tickets, error)
         self._limit.fits()
-        for ticket, output in zip(group, outputs, strict=True):
+        for ticket, output in zip(turn.tickets, outputs, strict=True):
             self._advance(ticket, output)
 
-    def _predicted(self, group: list[Ticket]) -> list[torch.Tensor]:
-        requests = [ticket.request for ticket in group]
-        with self._loras(group) as rows, self._watch.of("denoise", group, Work(*self._size(group[0]), _rows(group))):
-            return predict(self.pipe.unet, requests, self._channels, self._limit.rows, rows)
+    def _predicted(self, turn: Turn) -> list[torch.Tensor]:
+        tickets = turn.tickets
+        requests = [ticket.request for ticket in tickets]
+        with self._turns.acting(turn) as rows, self._watch.of("denoise", tickets, self._work_of(tickets)):
+            return predict(self.pipe.unet, requests, self._channels, self._limit.rows, rows, self._conditions(tickets))
 
-    def _smaller(self, group: list[Ticket], shortage: MemoryExhausted) -> None:
+    def _conditions(self, tickets: Sequence[Ticket]) -> tuple[TimeStates, KeysValues]:
+        steps = [(ticket, ticket.request.step_index) for ticket in tickets]
+        now = [ticket.times.rows(slice(i, i + 1)).repeated(ticket.rows) for ticket, i in steps]
+        key = tuple(ticket.serial for ticket in tickets)
+        if self._texts_of_batch is None or self._texts_of_batch[0] != key:
+            self._texts_of_batch = key, KeysValues.cat([ticket.texts for ticket in tickets])
+        return TimeStates.cat(now), self._texts_of_batch[1]
+
+    def _work_of(self, tickets: Sequence[Ticket]) -> Work:
+        return Work(*self._size(tickets[0]), sum(ticket.rows for ticket in tickets))
+
+    def _smaller(self, group: Sequence[Ticket], shortage: MemoryExhausted) -> None:
         """Take fewer rows at once from now on, and for one row less memory: the step is made again."""
         for ticket in group:
             ticket.note(SMALLER)
-        if self._limit.too_much(_rows(group)):
+        if self._limit.too_much(self._work_of(group).rows):
             return
         if self._sliced:
             return self._fail(group, shortage)
@@ -281,15 +330,6 @@ class InpaintEngine:
                 raise GaveWay(ticket.request)
         except BaseException as error:  # noqa: BLE001 - whatever it is, it is this ticket's, and the others go on
             self._failed([ticket], error)
-
-    @contextmanager
-    def _loras(self, group: list[Ticket]) -> Iterator[Rows]:
-        seconds = self._swaps.unet(unet_part(group[0].submission.loras))
-        for ticket in group:
-            ticket.lora_seconds += seconds / len(group)
-            if _loras(ticket):
-                ticket.modes.add("merged")
-        yield all_alike
 
     # Ends
 
@@ -319,7 +359,7 @@ class InpaintEngine:
             pictures, flags = self.pipe.judge(ticket.request, decode(self.pipe.vae, ticket.request, rows))
         return pictures.cpu(), flags
 
-    def _failed(self, tickets: list[Ticket], error: BaseException) -> None:
+    def _failed(self, tickets: Sequence[Ticket], error: BaseException) -> None:
         """What is not for want of memory: the device's end, or the fault of one of `tickets`."""
         if fault_of(error) is Fault.STICKY:
             self.give_up(_reason(error), error)
@@ -337,7 +377,7 @@ class InpaintEngine:
             self._listener.short_of_memory()
             raise
 
-    def _fail(self, tickets: list[Ticket], error: BaseException) -> None:
+    def _fail(self, tickets: Sequence[Ticket], error: BaseException) -> None:
         for ticket in tickets:
             if ticket in self._active:
                 self._active.remove(ticket)
@@ -353,15 +393,6 @@ def _key(prompt: ImagePrompt | None) -> tuple[str, float] | None:
 
 def _reason(error: BaseException) -> str:
     return str(error) if isinstance(error, DeviceLost) else f"The device failed: {first_line(error)}"
-
-
-def _rows(group: list[Ticket]) -> int:
-    return sum(ticket.rows for ticket in group)
-
-
-def _loras(ticket: Ticket) -> tuple[object, ...]:
-    """What tells sets apart that act on the UNet."""
-    return key_of(unet_part(ticket.submission.loras))
 
 
 def _text_key(submission: Submission) -> tuple[object, ...]:

@@ -1,13 +1,15 @@
 """What the engine is asked to paint, what is in its hands, and what comes of it."""
 
+import itertools
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
 
+from worker.engine.conditions import KeysValues, TimeStates
 from worker.engine.lora import Adapter
 from worker.engine.prepare import Reading
 from worker.engine.request import Request
@@ -92,6 +94,19 @@ class Painted:
     notes: tuple[str, ...]
 
 
+class Footprint(NamedTuple):
+    """What a call's LoRAs are to the UNet: the set's `name` ("" for none), the set, and what `choice` asks of it."""
+
+    name: str = ""
+    unet: tuple[Adapter, ...] = ()
+    rank: int = 0
+    share: float = 0.0
+    mixable: bool = True
+
+
+_serials = itertools.count()
+
+
 @dataclass(eq=False)
 class Ticket:
     """A submission in the engine's hands. Only the engine's thread writes to it."""
@@ -101,6 +116,7 @@ class Ticket:
     """None for one that resumes."""
     future: Future[Painted] = field(default_factory=Future)
     request: Request | None = None
+    loras: Footprint = field(default_factory=Footprint)
     seconds: dict[str, float] = field(default_factory=dict)
     """Device seconds by stage (vae_encode, denoise, vae_decode): of what it shared with others, its rows' share."""
     lora_seconds: float = 0.0
@@ -111,6 +127,12 @@ class Ticket:
     """How often a later one was admitted first."""
     alone: bool = False
     """Memory did not hold it beside others: it waits until it has the device to itself."""
+    texts: KeysValues | None = None
+    """What its texts come to in the UNet under its LoRAs, a row for each of its rows."""
+    times: TimeStates | None = None
+    """The same of its times, a row for each evaluation."""
+    serial: int = field(default_factory=_serials.__next__)
+    """No other has it, ever."""
     draws: tuple[torch.Tensor, ...] = ()
     """Its generators' states before the first draw, for another beginning."""
 
@@ -133,9 +155,20 @@ class Ticket:
             return len(self.request.latents) * (2 if self.request.guided else 1)
         return 1 if self.reading is None else self.reading.rows
 
+    def size(self, scale: int) -> tuple[int, int]:
+        """Width and height of its pictures in px, `scale` to a cell of the latent grid."""
+        if self.request is not None:
+            height, width = self.request.latents.shape[-2:]
+            return width * scale, height * scale
+        return self.reading.call.width, self.reading.call.height
+
     @property
     def evaluations_left(self) -> int:
-        return self.request.num_timesteps - self.request.step_index
+        """Of the model; before it is begun, about."""
+        if self.request is not None:
+            return self.request.num_timesteps - self.request.step_index
+        call = self.reading.call
+        return max(1, int(call.num_inference_steps * call.strength)) * self.submission.scheduler.order
 
     def spend(self, stage: str, seconds: float) -> None:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds

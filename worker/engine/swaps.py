@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from torch import nn
 
 from worker.engine.lora import Adapter, LoraMerger
+from worker.engine.lora.sets import fingerprint
 
 Set = tuple[Adapter, ...]
 
@@ -29,9 +30,9 @@ def text_part(loras: Iterable[Adapter]) -> Set:
     )
 
 
-def key_of(loras: Iterable[Adapter]) -> tuple[object, ...]:
-    """Equal keys on equal base weights mean equal weights."""
-    return tuple((one.lora.fingerprint, one.unet, one.text_encoder) for one in loras)
+def key_of(loras: Set) -> str:
+    """The name of a set, "" for none: equal names on equal base weights mean equal weights."""
+    return fingerprint(loras)
 
 
 class Swaps:
@@ -57,9 +58,15 @@ class Swaps:
         """The same for the text encoder."""
         return self._change(self._unet, loras)
 
-    def is_merged(self, loras: Set) -> bool:
-        """Whether the UNet's weights hold exactly this set."""
-        return key_of(loras) == key_of(self._unet)
+    @property
+    def unet_set(self) -> Set:
+        """What is in the UNet's weights."""
+        return self._unet
+
+    @property
+    def merged(self) -> str:
+        """The name of `unet_set`."""
+        return key_of(self._unet)
 
     def _change(self, unet: Set, text: Set) -> float:
         begin = time.monotonic()
