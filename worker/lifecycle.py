@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from celery import Celery, signals
 from celery.worker.consumer import Consumer
@@ -16,8 +16,7 @@ from farm.errors import QueueForbidden, QueueUnavailable
 from farm.health import Health
 from farm.ledger import Ledger, connect
 from farm.queue import make_app
-from worker.renderer import WarmRenderer
-from worker.runner import Runner
+from worker.runner import Renderer, Runner
 from worker.tasks import register
 from worker.watchdog import Watchdog
 
@@ -26,13 +25,29 @@ log = logging.getLogger(__name__)
 OUTAGE_PINGS = 2  # missed in a row; one may be a connection that was cut
 
 
-def serve(settings: Settings) -> int:
-    """Run one worker until it is told to end; the process' exit code.
+class ServedRenderer(Renderer, Protocol):
+    """What a worker asks of its renderer beside pictures; `worker.renderer.WarmRenderer` says what each means."""
+
+    on_broken: Callable[[str], object]
+
+    @property
+    def rendering(self) -> bool: ...
+
+    def warm_up(self) -> None: ...
+
+    def refresh_metrics(self) -> None: ...
+
+
+def serve(settings: Settings, renderer: ServedRenderer | None = None) -> int:
+    """Run one worker until it is told to end; the process' exit code. `renderer`: another than the warm pipeline.
 
     Raises Misconfigured or CheckpointInvalid before the first job.
     """
     store = settings.open_store()
-    renderer = WarmRenderer(settings)
+    if renderer is None:
+        from worker.renderer import WarmRenderer  # seconds of torch, only where a model is to be rendered with
+
+        renderer = WarmRenderer(settings)
     metrics.declare(settings.model, renderer.device)
     health = Health(settings.metrics_host, settings.metrics_port, refresh=renderer.refresh_metrics)
     health.start()

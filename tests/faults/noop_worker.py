@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from celery import signals
@@ -27,6 +26,7 @@ from farm.logs import set_up
 from farm.schemas import InpaintJob
 from farm.storage import ObjectInfo, ObjectStore
 from tests.faults.notes import Notes
+from worker import lifecycle
 from worker.preemption import Preemption
 from worker.runner import Rendered, RenderRequest
 
@@ -47,7 +47,7 @@ CONDUCT: dict[str, Callable[[], None]] = {
 class Painter:
     device, checkpoint_sha256 = "cpu", "0" * 64
 
-    def __init__(self, settings: object):
+    def __init__(self) -> None:
         self._notes = own_notes()
         low, high = os.environ.get("NOOP_SECONDS", "0.005-0.2").split("-")
         self._low, self._high = float(low), float(high)
@@ -148,12 +148,6 @@ def watched_ledger(notes: Notes) -> type[Ledger]:
 
 
 def main() -> int:
-    # The renderer's own module would import torch: two seconds of start-up and 300 MB for a plain colour.
-    stand_in = ModuleType("worker.renderer")
-    stand_in.WarmRenderer = Painter
-    sys.modules["worker.renderer"] = stand_in
-    from worker import lifecycle
-
     settings = load_settings()
     set_up(settings.log_level)
     notes = own_notes()
@@ -161,7 +155,7 @@ def main() -> int:
     lifecycle.Ledger = watched_ledger(notes)
     open_store = type(settings).open_store
     type(settings).open_store = lambda self: watched_store(open_store(self), notes)
-    return lifecycle.serve(settings)
+    return lifecycle.serve(settings, Painter())
 
 
 if __name__ == "__main__":
