@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Literal, Self
 
@@ -15,6 +16,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 from farm.errors import Misconfigured
 from farm.names import check_redis_url
 from farm.storage import ObjectStore, S3Settings, open_store
+from farm.webhooks.address import check_pattern
 
 
 class Settings(BaseSettings):
@@ -61,6 +63,15 @@ class Settings(BaseSettings):
 
     # What it costs
     gpu_hour_price: float = Field(default=0.0, ge=0)  # of one device for an hour, in your currency; 0: not known
+
+    # Webhooks, sent by the dispatcher (farm/webhooks). Where FARM_TENANTS is set it says hosts and secrets instead.
+    webhook_hosts: tuple[str, ...] = ()  # "name", "*.name" or "name:port" that may be called; none: no webhooks
+    webhook_secret_file: Path | None = None  # what signs them: whsec_…, or at least 32 random bytes
+    webhook_networks: tuple[str, ...] = ()  # private networks (CIDR) that a host may be in all the same
+    webhook_allow_http: bool = False  # http:// as well; what is sent can be read on the way
+    webhook_seconds: float = Field(default=5.0, gt=0)  # between two looks for what is to be sent
+    webhook_timeout: float = Field(default=10.0, gt=0)  # seconds for one request, all together
+    webhook_give_up_seconds: float = Field(default=86400.0, gt=0)  # after a job's end
 
     # Limits of what comes in
     max_image_bytes: int = 256 * 1024**2
@@ -127,6 +138,16 @@ class Settings(BaseSettings):
     def _redis_out_of_sight(self) -> Self:
         check_redis_url(self.redis_url, allow_plain=self.allow_plain_redis)
         return self
+
+    @field_validator("webhook_hosts")
+    @classmethod
+    def _hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(check_pattern(pattern) for pattern in value)
+
+    @field_validator("webhook_networks")
+    @classmethod
+    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(str(ip_network(network)) for network in value)
 
     @field_validator("size_buckets")
     @classmethod
