@@ -13,6 +13,7 @@ VRAM_KINDS = ("allocated", "reserved", "peak", "total")
 WORKER_STATES = ("starting", "ready", "draining")
 GPU_FAULTS = ("memory", "sticky", "drift")
 LORA_TIERS = ("resident", "ram", "disk")
+WEBHOOK_OUTCOMES = ("delivered", "failed", "refused", "gone", "given_up")
 SWAP_TIERS = (*LORA_TIERS, "remote")
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -105,6 +106,13 @@ dead_jobs = Counter(
 orphans = Counter(
     "farm_orphans_total", "Outputs deleted that no result names, their jobs being over.", registry=REGISTRY
 )
+webhooks = Counter(
+    "farm_webhooks_total",
+    "Tries to send webhooks by what came of them: delivered; failed; refused (the farm may not call "
+    "it); gone (the receiver answered 410); given_up (after a day of tries).",
+    ("outcome",),
+    registry=REGISTRY,
+)
 reconciled = Counter(
     "farm_reconciled_total", "Batches and single jobs brought back into the index from the store.", registry=REGISTRY
 )
@@ -133,6 +141,8 @@ def declare(model: str, device: str) -> None:
 def declare_queue(model: str) -> None:
     """The same for a dispatcher's series."""
     hints.labels(model)
+    for outcome in WEBHOOK_OUTCOMES:
+        webhooks.labels(outcome)
     for state in ("unindexed", "ready", "hinted", "running"):
         queue_jobs.labels(model, state)
     queue_oldest_seconds.labels(model)
