@@ -90,7 +90,7 @@ class Settings(BaseSettings):
     lora_ram_bytes: int = Field(default=4 * 1024**3, ge=0)
     lora_disk_path: Path | None = None  # a folder that the machine's workers may share; none: nothing kept on disk
     lora_disk_bytes: int = Field(default=32 * 1024**3, ge=0)  # in that folder, by all workers together
-    # Rows of one UNet forward, two a picture under guidance; jobs share it as far as it goes. 0: 2 on a CPU, 16 on CUDA.
+    # Rows of one UNet forward, two a picture under guidance, that jobs may share; 0: as many as the warm-up finds good.
     max_batch_rows: int = Field(default=0, ge=0)
     concurrency: int = Field(default=2, ge=1)  # jobs in hand at once: one renders while others fetch and write
     lease_seconds: float = Field(default=60.0, gt=0)  # a job is somebody else's when its worker is silent for so long

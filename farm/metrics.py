@@ -55,6 +55,12 @@ lora_bytes = Gauge(
     ("tier",),
     registry=REGISTRY,
 )
+engine_batch_size = Histogram(
+    "farm_engine_batch_size",
+    "Rows of a UNet forward: two a picture under guidance.",
+    buckets=(1, 2, 4, 6, 8, 12, 16, 24, 32, 64),
+    registry=REGISTRY,
+)
 engine_busy_seconds = Counter(
     "farm_engine_busy_seconds_total", "Seconds inside model forwards (text encoder, VAE, UNet).", registry=REGISTRY
 )

@@ -338,6 +338,7 @@ class JobResult(Message):
     timings: dict[str, float] = Field(default_factory=dict)  # stage → seconds
     gpu_seconds: float = 0.0  # of the device, for all of the job's pictures: what it costs
     lora_swap_seconds: float = 0.0
+    lora_mode: str = ""  # merged into the weights, mixed beside them, or merged+mixed; "" without LoRAs
     hashes: Hashes = Hashes()
     version: str = ""  # of this package
     device: str = ""

@@ -93,5 +93,6 @@ def _together(parts: list[Rendered], pictures: list[Image.Image]) -> Rendered:
         images=pictures,
         timings={stage: sum(part.timings.get(stage, 0.0) for part in parts) for stage in stages},
         lora_swap_seconds=sum(part.lora_swap_seconds for part in parts),
+        lora_mode="+".join(sorted({mode for part in parts for mode in part.lora_mode.split("+") if mode})),
         warnings=tuple(dict.fromkeys(warning for part in parts for warning in part.warnings)),
     )

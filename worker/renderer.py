@@ -12,6 +12,7 @@ beside it.
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import time
 from collections.abc import Callable
@@ -54,8 +55,11 @@ log = logging.getLogger(__name__)
 
 _SHORTAGES = 3  # jobs in a row that ran out of memory: something holds it that this process cannot free
 _LOOK_SECONDS = 0.2  # how often a job that waits its turn asks whether it is to give way
-# A CPU is busy with one picture; a GPU is not.
+_SLOW_STEP = 1.0  # seconds, of one picture under guidance
+# Until it is measured: a CPU is busy with one picture.
 _ROWS = {"cpu": 2, "cuda": 16}
+# Numbers of rows and of distinct LoRA sets that the warm-up tries.
+_TRIALS = {"cpu": ((2, 4), (1, 2)), "cuda": ((2, 4, 8, 16, 32), (1, 2, 4, 8))}
 _STARTED_ANEW = "saved state damaged or of another version, started anew"
 
 
@@ -118,10 +122,26 @@ class WarmRenderer(Listener):
         sizes = self._settings.buckets()
         self._render_grey(sizes[0])
         self._pace = Pace()  # what the very first forwards took says nothing of the next
-        for size in sizes:
+        self._render_grey(sizes[0])
+        self._measure(*sizes[0])
+        for size in sizes[1:]:
             self._render_grey(size)
         self._metered = True
         log.info("warm after %.1f s", time.monotonic() - begin)
+
+    def _measure(self, width: int, height: int) -> None:
+        """Learn how many rows the device takes gladly, and what LoRAs cost it beside that."""
+        step = self._pace.seconds("denoise", Work(width, height, 2))
+        if step > _SLOW_STEP:  # where a step is so long, a merge is nothing and a batch no gain
+            return
+        rows, sets = _TRIALS[torch.device(self.device).type]
+        most = self._settings.max_batch_rows
+        costs = self.engine.measure(
+            width, height, rows=[n for n in rows if not most or n <= most] or rows[:1], sets=sets
+        )
+        if most:
+            self.engine.max_rows = most
+        log.info("measured: %s; up to %d rows a forward", json.dumps(costs.to_json()), self.engine.max_rows)
 
     def _render_grey(self, size: tuple[int, int]) -> None:
         grey, white = Image.new("RGB", size, (128, 128, 128)), Image.new("L", size, 255)
@@ -229,12 +249,12 @@ class WarmRenderer(Listener):
             raise NsfwContent("The checkpoint's safety checker flagged the picture; change the prompt or the seed.")
         pictures = self._pipe.hand_out(painted.request, painted.pictures, painted.flags).images
         if request.loras and self._metered:
-            slowest = "remote" if any(asset.tier == "remote" for _, asset in request.loras) else "ram"
+            slowest = max((asset.tier for _, asset in request.loras), key=metrics.SWAP_TIERS.index)
             metrics.lora_swaps.labels(slowest if painted.lora_seconds else "resident").inc()
             if painted.lora_seconds:
                 metrics.lora_swap_seconds.observe(painted.lora_seconds)
         timings = {"lora": painted.lora_seconds, **painted.seconds}
-        return Rendered(pictures, timings, painted.lora_seconds, (*warnings, *painted.notes))
+        return Rendered(pictures, timings, painted.lora_seconds, (*warnings, *painted.notes), painted.lora_mode)
 
     def _exhausted(self, shortage: MemoryExhausted) -> Exception:
         with self._shortage_lock:
@@ -285,6 +305,8 @@ class WarmRenderer(Listener):
         self._pace.observe(stage, work, seconds)
         if self._metered:
             metrics.engine_busy_seconds.inc(seconds)
+            if stage == "denoise":
+                metrics.engine_batch_size.observe(work.rows)
 
     def swapped(self) -> None:
         self._moved()

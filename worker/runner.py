@@ -75,6 +75,7 @@ class Rendered:
     timings: dict[str, float]  # stage → seconds
     lora_swap_seconds: float = 0.0
     warnings: tuple[str, ...] = ()
+    lora_mode: str = ""  # how its LoRAs acted: merged, mixed, merged+mixed
 
 
 class Renderer(Protocol):
@@ -269,6 +270,7 @@ class Runner:
         attempt.needs_review, attempt.rerenders = judged.needs_review, judged.rerenders
         attempt.timings |= rendered.timings
         attempt.lora_swap_seconds = rendered.lora_swap_seconds
+        attempt.lora_mode = rendered.lora_mode
         attempt.warnings += rendered.warnings
         with attempt.stage("encode"), lease.within(self._settings.stage_seconds):
             files = []

@@ -57,6 +57,7 @@ class Attempt:
     lora_hashes: dict[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     lora_swap_seconds: float = 0.0
+    lora_mode: str = ""
     needs_review: bool = False
     rerenders: int = 0
 
@@ -200,6 +201,7 @@ class Verdicts:
             attempt=attempt.claim.attempt,
             timings={name: round(seconds, 6) for name, seconds in attempt.timings.items()},
             lora_swap_seconds=round(attempt.lora_swap_seconds, 6),
+            lora_mode=attempt.lora_mode,
             hashes=Hashes(**attempt.hashes, checkpoint=self._checkpoint_sha256, loras=attempt.lora_hashes),
             version=farm.__version__,
             device=self._device,
