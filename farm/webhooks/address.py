@@ -66,8 +66,8 @@ def check_url(url: str, *, hosts: Iterable[str], allow_http: bool) -> Target:
         raise UrlNotAllowed("webhook_url: only https is called; ask who operates the farm.")
     if not any(_matches(target, pattern) for pattern in hosts):
         raise UrlNotAllowed(
-            f"webhook_url: {target.netloc!r} is not among the hosts that may be called here; use one that is, or ask who "
-            "operates the farm."
+            f"webhook_url: {target.netloc!r} is not among the hosts that may be called here; use one that is, "
+            "or ask who operates the farm."
         )
     return target
 

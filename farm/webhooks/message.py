@@ -67,9 +67,7 @@ def _body(kind: str, at: str, data: dict[str, Any]) -> bytes:
 def headers(event: Event, *, timestamp: int, secrets: Sequence[SecretBytes]) -> dict[str, str]:
     """The headers of one try at sending `event`. Raises Misconfigured without a secret."""
     if not secrets:
-        raise Misconfigured(
-            "There is no secret to sign webhooks with; set webhook_secrets or FARM_WEBHOOK_SECRET_FILE."
-        )
+        raise Misconfigured("Nothing signs webhooks; set webhook_secrets in FARM_TENANTS, or FARM_WEBHOOK_SECRET_FILE.")
     return {
         "content-type": "application/json",
         "webhook-id": event.id,
@@ -90,9 +88,7 @@ def secret_of(text: bytes) -> SecretBytes:
         try:
             key = base64.b64decode(key.removeprefix(_PREFIX), validate=True)
         except binascii.Error:
-            raise Misconfigured(
-                "A webhook secret begins with whsec_ and is not base64 after it; write it anew."
-            ) from None
+            raise Misconfigured("A webhook secret is no base64 after its whsec_; write it anew.") from None
     if len(key) < _MIN_SECRET:
         raise Misconfigured(f"A webhook secret has {len(key)} bytes; make one of at least {_MIN_SECRET} random bytes.")
     return SecretBytes(key)
