@@ -27,6 +27,7 @@ from farm.errors import (
 )
 from farm.names import check_name, check_uri
 from farm.states import JobState
+from farm.webhooks.address import parse
 
 SCHEMA_VERSION: Final = 1
 MAX_SPEC_BYTES = 64 * 1024
@@ -96,6 +97,11 @@ def _check_prompt(field: str, text: str) -> str:
     if "\x00" in text:
         raise InvalidPrompt(f"{field}: holds a NUL character; remove it.")
     return text
+
+
+def _check_webhook(url: str) -> str:
+    parse(url)
+    return url
 
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -206,6 +212,11 @@ class InpaintJob(Message):
     def _uri(cls, value: str | None, info: Any) -> str | None:
         return value if value is None else check_uri(info.field_name, value)
 
+    @field_validator("webhook_url")
+    @classmethod
+    def _webhook(cls, value: str | None) -> str | None:
+        return value if value is None else _check_webhook(value)
+
     @field_validator("output")
     @classmethod
     def _output(cls, value: str | None) -> str | None:
@@ -238,8 +249,6 @@ class InpaintJob(Message):
             raise InvalidParameter("height", "and width are given together or not at all")
         if self.if_exists != "fail":
             raise InvalidParameter("if_exists", f"{self.if_exists!r} is not served by this version; leave it out")
-        if self.webhook_url is not None:
-            raise InvalidParameter("webhook_url", "is not served by this version; leave it out")
         return self
 
     @classmethod
@@ -357,6 +366,12 @@ class BatchFooter(Message):
     shards: int = Field(ge=0)
     model: str = "sd15-inpaint"
     priority: int = Field(default=50, ge=0, le=100)
+    webhook_url: str | None = None  # called when all its jobs have ended
+
+    @field_validator("webhook_url")
+    @classmethod
+    def _webhook(cls, value: str | None) -> str | None:
+        return value if value is None else _check_webhook(value)
 
 
 class BatchSummary(Message):

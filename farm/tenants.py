@@ -8,7 +8,9 @@ The file that FARM_TENANTS names is one JSON object, a member a tenant; every me
               "images": ["s3://acme-photos/"],                                  prefixes, each ending in "/"
               "masks": ["s3://acme-masks/"],                                    left out: those of images
               "loras": ["s3://acme-models/loras/"], "embeddings": [], "ip_adapters": [],
-              "outputs": ["s3://acme-catalogue/edited/"]}}
+              "outputs": ["s3://acme-catalogue/edited/"],
+              "webhook_hosts": ["hooks.acme.example", "*.acme.example:8443"],   that the dispatcher may call
+              "webhook_secrets": [{"file": "/run/secrets/acme-webhooks"}]}}     all sign; read by the dispatcher only
 
 With such a file a tenant that is not in it gets nothing. Without one every tenant's jobs may name what lies in the
 farm's own bucket (of a local store: in its folders), and nothing is signed.
@@ -44,6 +46,7 @@ from farm.names import check_name, check_uri
 from farm.schemas import InpaintJob
 from farm.signing import MIN_KEY_BYTES, signed_line, split_line, verify
 from farm.storage import RECORDS, shown
+from farm.webhooks.address import Target, check_pattern, check_url
 
 
 class KeySource(BaseModel):
@@ -87,6 +90,13 @@ class TenantPolicy(BaseModel):
     embeddings: tuple[str, ...] = ()
     ip_adapters: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
+    webhook_hosts: tuple[str, ...] = ()
+    webhook_secrets: tuple[KeySource, ...] = ()
+
+    @field_validator("webhook_hosts")
+    @classmethod
+    def _hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(check_pattern(pattern) for pattern in value)
 
     @field_validator("images", "masks", "loras", "embeddings", "ip_adapters", "outputs")
     @classmethod
@@ -106,15 +116,20 @@ class Tenants:
 
     def __init__(
         self, policies: Mapping[str, TenantPolicy] | None, *, store: str, local_roots: tuple[str, ...] = (),
-        with_keys: bool = True,
+        with_keys: bool = True, webhook_hosts: tuple[str, ...] = (), webhook_secret_file: Path | None = None,
+        webhook_allow_http: bool = False,
     ):  # fmt: skip
-        """`policies` None: every tenant, and the farm's own places. `store` and `local_roots` as in the settings."""
+        """`policies` None: every tenant, and the farm's own places. The others as in the settings."""
         self.policies = policies
         self._scheme = store.partition("://")[0]
         self._roots = tuple(_spellings(store))
         buckets = (f"{store.split('/')[0]}//{store.split('/')[2]}/",) if self._scheme == "s3" else self._roots
         own = (*buckets, *(spelled for root in local_roots for spelled in _spellings(root)))
-        self._open = TenantPolicy.model_construct(images=own, loras=own, embeddings=own, ip_adapters=own, outputs=own)
+        self._open = TenantPolicy.model_construct(
+            images=own, loras=own, embeddings=own, ip_adapters=own, outputs=own, webhook_hosts=webhook_hosts,
+            webhook_secrets=() if webhook_secret_file is None else (KeySource(file=webhook_secret_file),),
+        )  # fmt: skip
+        self._webhook_allow_http = webhook_allow_http
         sources = {name: policy.keys for name, policy in (policies or {}).items()} if with_keys else {}
         self._keys = {name: tuple(source.read() for source in keys) for name, keys in sources.items()}
 
@@ -125,7 +140,11 @@ class Tenants:
         Raises Misconfigured when the file or a key cannot be used.
         """
         policies = None if settings.tenants is None else _read(settings.tenants)
-        return cls(policies, store=settings.store, local_roots=settings.local_roots, with_keys=with_keys)
+        return cls(
+            policies, store=settings.store, local_roots=settings.local_roots, with_keys=with_keys,
+            webhook_hosts=settings.webhook_hosts, webhook_secret_file=settings.webhook_secret_file,
+            webhook_allow_http=settings.webhook_allow_http,
+        )  # fmt: skip
 
     def policy(self, tenant: str) -> TenantPolicy:
         """Raises AccessDenied for a tenant that this farm does not serve."""
@@ -146,6 +165,23 @@ class Tenants:
                     f"{field}: {shown(uri)!r} is not among the places that tenant {job.tenant!r} may name here; "
                     "use one that is, or ask who operates the farm."
                 )
+        if job.webhook_url is not None:
+            self.check_webhook(job.webhook_url, tenant=job.tenant)
+
+    def check_webhook(self, url: str, *, tenant: str) -> Target:
+        """Where `url` leads. Raises UrlNotAllowed if this tenant's webhooks may not go there, AccessDenied if it is
+        none of this farm's."""
+        return check_url(url, hosts=self.policy(tenant).webhook_hosts, allow_http=self._webhook_allow_http)
+
+    def webhook_secrets(self, tenant: str) -> list[bytes]:
+        """What signs this tenant's webhooks, read anew each time. Raises Misconfigured, AccessDenied."""
+        return [source.read().get_secret_value() for source in self.policy(tenant).webhook_secrets]
+
+    @property
+    def have_webhooks(self) -> bool:
+        """Whether anybody's webhooks may go anywhere."""
+        policies = [self._open] if self.policies is None else self.policies.values()
+        return any(policy.webhook_hosts for policy in policies)
 
     def _allowed(self, uri: str, tenant: str, prefixes: tuple[str, ...]) -> bool:
         for root in self._roots:

@@ -110,15 +110,19 @@ class Client:
     # Batches
 
     def submit_batch(
-        self, jobs: Iterable[InpaintJob] | str | Path, *, tenant: str = "default", idempotency_key: str | None = None
-    ) -> BatchHandle:
+        self, jobs: Iterable[InpaintJob] | str | Path, *, tenant: str = "default", idempotency_key: str | None = None,
+        webhook_url: str | None = None,
+    ) -> BatchHandle:  # fmt: skip
         """Accept any number of jobs of one tenant at once: all of them, or, when this raises, none.
 
         `jobs` (or the address of a manifest) is read once and never held as a whole. Jobs without a custom_id are
         named after their place. The same `idempotency_key` with the same jobs gives the same batch, and goes on with
         one that was cut off; with other jobs it raises IdempotencyConflict. Raises as `submit` does, and
-        InvalidParameter for a custom_id that comes twice or a job of another tenant.
+        InvalidParameter for a custom_id that comes twice or a job of another tenant. `webhook_url` is called when all
+        jobs have ended; UrlNotAllowed if the farm does not call it.
         """
+        if webhook_url is not None:
+            self._tenants.check_webhook(webhook_url, tenant=tenant)
         if isinstance(jobs, (str, Path)):
             jobs = Manifest(jobs, settings=self.settings, store=self.store)
         batch = keys.batch_id(tenant, idempotency_key, single=False)
@@ -131,7 +135,7 @@ class Client:
             total, shards = total + shard.jobs, shards + 1
         footer = BatchFooter(
             tenant=tenant, batch_id=batch, jobs=total, shards=shards, priority=priority,
-            model=model or self.settings.model,
+            model=model or self.settings.model, webhook_url=webhook_url,
         )  # fmt: skip
         self._create(keys.batch_footer(self.settings.store, tenant, batch), footer.to_json(), "batch")
         try:

@@ -15,6 +15,7 @@ from farm.ledger import JobRef, Ledger
 from farm.schemas import ErrorInfo, InpaintJob, JobResult
 from farm.shards import Shelf
 from farm.states import JobState
+from farm.webhooks.outbox import note_job
 from producer.results import read_result
 
 
@@ -127,6 +128,8 @@ class JobHandle:
             finished_at=datetime.now(UTC),
             metadata=job.metadata,
         )
+        if job.webhook_url is not None:
+            note_job(self._shelf.store, self._shelf.root, ref)
         try:
             self._shelf.store.put(self._result_uri, result.to_json(), content_type="application/json", create_only=True)
         except ObjectExists:

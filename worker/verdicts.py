@@ -34,6 +34,7 @@ from farm.logs import struck
 from farm.schemas import ErrorInfo, Hashes, InpaintJob, JobResult, Output, Receipt
 from farm.states import JobState
 from farm.storage import ObjectStore, shown
+from farm.webhooks.outbox import note_job
 
 log = logging.getLogger(__name__)
 
@@ -209,6 +210,8 @@ class Verdicts:
             finished_at=datetime.now(UTC),
             metadata=job.metadata if job else {},
         )
+        if job is not None and job.webhook_url is not None:
+            note_job(self._store, self._settings.store, ref)
         try:
             self._store.put(self._result_uri(ref), result.to_json(), content_type="application/json", create_only=True)
         except ObjectExists:

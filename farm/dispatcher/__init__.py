@@ -10,6 +10,7 @@
     aside        what takes minutes, beside the loop
     lead         which of several dispatchers does what only one need do
     gauges       the queue's metrics, exported by one dispatcher of several
+    webhooks     sends them, from notes in the store
     process      `farm dispatcher`: signals, health, the end
 
 Any number may run: every change of the index is one script, and each job is handed to one of them only.

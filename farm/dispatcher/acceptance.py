@@ -18,6 +18,7 @@ from farm.ledger import Batches, BatchRecord, JobRef, Ledger
 from farm.schemas import BatchFooter, BatchSummary, JobResult
 from farm.shards import Shelf
 from farm.states import JobState
+from farm.webhooks.outbox import note_batch
 
 log = logging.getLogger(__name__)
 
@@ -183,6 +184,9 @@ class Acceptance:
             finished_at=datetime.now(UTC),
             results=keys.rolled_prefix(self._shelf.root, tenant, batch, retries) if done else None,
         )
+        footer = self._shelf.footer(tenant, batch)
+        if footer is not None and footer.webhook_url is not None:
+            note_batch(self._shelf.store, self._shelf.root, tenant, batch, retries)
         uri = keys.summary(self._shelf.root, tenant, batch)
         self._shelf.store.put(uri, summary.to_json(), content_type="application/json", create_only=False)
         if done and record.shards:

@@ -11,6 +11,7 @@ from farm import metrics
 from farm.config import Settings
 from farm.dispatcher.dispatcher import Dispatcher
 from farm.dispatcher.gauges import Gauges
+from farm.dispatcher.webhooks import Webhooks
 from farm.errors import QueueUnavailable, StoreUnavailable
 from farm.health import Health
 from farm.ledger import Batches, Window, connect
@@ -31,11 +32,12 @@ def serve(settings: Settings) -> int:
     shelf = Shelf(store, settings.store)
     metrics.declare_queue(settings.model)
     health = Health(settings.metrics_host, settings.metrics_port, refresh=lambda: None)
-    policies = Tenants.load(settings, with_keys=False).policies or {}
-    weights = {tenant: policy.weight for tenant, policy in policies.items()}
+    tenants = Tenants.load(settings, with_keys=False)
+    weights = {tenant: policy.weight for tenant, policy in (tenants.policies or {}).items()}
     hints = Hints(make_app(settings))
     dispatcher = Dispatcher(client, hints, shelf, settings, weights=weights)
     gauges = Gauges(dispatcher.lead, Window(client), Batches(client), (settings.model,))
+    webhooks = Webhooks(shelf, tenants, settings, lead=dispatcher.lead.held)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -47,7 +49,10 @@ def serve(settings: Settings) -> int:
         health.ready = True
         gauges.refresh()
 
+    if tenants.have_webhooks:
+        webhooks.start()
     dispatcher.run(stop, on_round=after_round)
+    webhooks.stop()
     health.stop()
     return 0
 
