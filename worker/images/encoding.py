@@ -22,6 +22,7 @@ CONTENT_TYPES = {
     "tiff": "image/tiff",
 }
 _AVIF_SPEED = 6  # of 0 to 10
+_WEBP_EFFORT = 25  # of 0 to 100, without loss: a fourteenth of the time of 100, for files 2 % larger
 
 
 def encode(picture: Composite, output_format: str, quality: int, progress: Progress = lambda: None) -> bytes:
@@ -45,7 +46,9 @@ def encode(picture: Composite, output_format: str, quality: int, progress: Progr
     if output_format == "jpeg":
         options |= {"subsampling": 0} | ({"dpi": tuple(round(side) for side in own.dpi)} if own.dpi else {})
     elif output_format == "webp":
-        options |= {"method": 4, "exact": True, "lossless": quality == 100}
+        options |= {"method": 4, "exact": True}
+        if quality == 100:
+            options |= {"lossless": True, "quality": _WEBP_EFFORT}
     else:
         options |= {"subsampling": "4:0:0" if form.space == "grey" else "4:4:4", "speed": _AVIF_SPEED}
     buffer = BytesIO()
