@@ -34,7 +34,7 @@ _REQUIRED = {"LoRA": {"down", "up"}, "LoHa": _ALLOWED["LoHa"] - {"hada_t1", "had
 _WRITERS = (
     ("kohya", re.compile(r"(lora_unet_|lora_te1?_|lycoris_)")),
     ("PEFT", re.compile(r".*base_model\.model\.")),
-    ("diffusers, PEFT", re.compile(r".*\.lora_[AB]\.")),
+    ("diffusers, PEFT", re.compile(r".*\.(lora_[AB]\.|hada_|lokr_)")),
     ("diffusers before 0.22", re.compile(r".*(\.lora\.(down|up)|_lora\.(down|up)|lora_linear_layer)")),
 )
 # One tensor of each module, whose first side is the rank.

@@ -30,29 +30,33 @@ class Inspected:
         return self.edits.histogram()[255] / (self.edits.width * self.edits.height)
 
 
-def inspect(image: bytes, mask: bytes | None, *, polarity: str, max_pixels: int) -> Inspected:
-    """Judge and decode a job's picture and its mask (None: the picture's own transparency).
+def inspect(image: bytes, mask: bytes | None, *, polarity: str, max_pixels: int, fill_holes: bool = False) -> Inspected:
+    """Judge and decode a job's picture and its mask (None: the picture's own transparency). Holes are not filled.
 
     Raises UnsupportedImageFormat, ImageTruncated, ImageTooLarge, ImageSizeOutOfRange, AnimatedImageUnsupported,
     MaskSizeMismatch, MaskEmpty, InvalidParameter.
     """
     picture = decoded(image, "image", max_pixels)
-    return Inspected(picture.convert("RGB"), *edits_of(picture, mask, polarity=polarity, max_pixels=max_pixels))
+    edits = edits_of(picture, mask, polarity=polarity, max_pixels=max_pixels, fill_holes=fill_holes)
+    return Inspected(picture.convert("RGB"), *edits)
 
 
 def edits_of(
-    picture: Image.Image | Size, mask: bytes | None, *, polarity: str, max_pixels: int
+    picture: Image.Image | Size, mask: bytes | None, *, polarity: str, max_pixels: int, fill_holes: bool = False
 ) -> tuple[Image.Image, tuple[str, ...]]:
     """Where a picture (or one of that size, if there is a mask) may change, and warnings. Raises as `inspect`."""
     size = picture.size if isinstance(picture, Image.Image) else picture
     if mask is None:
         assert isinstance(picture, Image.Image), "only the picture itself has transparency"
-        edits = _transparent(picture, "image", "give a mask, or an image whose transparent part is to be painted")
+        cure = "give a mask, or an image whose transparent part is to be painted"
+        edits = _below(255, picture, "image", cure)  # all that anything shines through: soft edges and shadows, too
+        if fill_holes:
+            raise InvalidParameter("fill_holes", "is for a mask of its own; without one the product itself would go")
     else:
         drawn = decoded(mask, "mask", max_pixels)
         check_size(drawn.size, size)
         if polarity == "transparent_edits":
-            edits = _transparent(drawn, "mask", "give a mask with an alpha channel, or another mask_polarity")
+            edits = _below(128, drawn, "mask", "give a mask with an alpha channel, or another mask_polarity")
         else:
             edits = drawn.convert("L").point(lambda value: 255 if value >= 128 else 0)
             if polarity == "black_edits":
@@ -115,11 +119,12 @@ def _upright(picture: Image.Image) -> Size:
     return (height, width) if turned else (width, height)
 
 
-def _transparent(picture: Image.Image, what: str, cure: str) -> Image.Image:
+def _below(level: int, picture: Image.Image, what: str, cure: str) -> Image.Image:
+    """Where a picture's alpha is less than `level`."""
     alpha = picture.convert("RGBA").getchannel("A") if picture.has_transparency_data else None
-    if alpha is None or alpha.getextrema()[0] == 255:
+    if alpha is None:
         raise InvalidParameter("mask", f"is missing and the {what} has no transparency: {cure}")
-    return alpha.point(lambda value: 255 if value < 128 else 0)
+    return alpha.point(lambda value: 255 if value < level else 0)
 
 
 def encoded(picture: Image.Image, output_format: str, quality: int) -> bytes:

@@ -158,7 +158,7 @@ class Preflight:
         return inspection.size_of(data, what, limits.max_image_pixels)
 
     def _mask(self, job: InpaintJob, size: Size) -> tuple[float, tuple[str, ...]]:
-        own = (job.mask or job.image, job.mask_polarity, job.mask is None)
+        own = (job.mask or job.image, job.mask_polarity, job.mask is None, job.fill_holes)
         seen, coverage, warnings = self._seen.get(("edits", *own), lambda: self._edits(job, size))
         if job.mask is not None:
             inspection.check_size(seen, size)
@@ -169,7 +169,9 @@ class Preflight:
         most = self._settings.max_image_pixels
         if job.mask is None:
             drawn = inspection.decoded(self._bytes(job.image), "image", most)
-            edits, warnings = inspection.edits_of(drawn, None, polarity=job.mask_polarity, max_pixels=most)
+            edits, warnings = inspection.edits_of(
+                drawn, None, polarity=job.mask_polarity, max_pixels=most, fill_holes=job.fill_holes
+            )
         else:
             data = self._bytes(job.mask)
             own = inspection.size_of(data, "mask", most)

@@ -35,7 +35,8 @@ class FakeRenderer:
         if job.deadline is not None and job.deadline <= datetime.now(UTC):
             raise DeadlineExceeded(f"The deadline {job.deadline.isoformat()} passed before the job was begun.")
         image, mask = self._bytes(job.image), self._bytes(job.mask) if job.mask else None
-        source = inspect(image, mask, polarity=job.mask_polarity, max_pixels=self._settings.max_image_pixels)
+        most = self._settings.max_image_pixels
+        source = inspect(image, mask, polarity=job.mask_polarity, max_pixels=most, fill_holes=job.fill_holes)
         hashes = Hashes(
             image=_digest(image), mask=_digest(mask) if mask else None, checkpoint=_digest(b"producer.testing"),
             loras={lora.path: self._lora(lora) for lora in job.loras},
