@@ -10,6 +10,7 @@ from torch import nn
 
 from worker.engine.lora import Adapter, LoraMerger
 from worker.engine.lora.sets import fingerprint
+from worker.engine.packing import PackedConvolutions
 
 Set = tuple[Adapter, ...]
 
@@ -47,6 +48,8 @@ class Swaps:
     ):
         self.merger = LoraMerger(unet, text_encoder)
         self._synchronize, self._swapped = synchronize, swapped
+        self.packed: PackedConvolutions | None = None
+        """Where convolutions are laid out for the CPU, what changed is laid out anew, as a part of the swap."""
         self._unet: Set = ()
         self._text: Set = ()
 
@@ -73,6 +76,8 @@ class Swaps:
         if not self.merger.set_adapters((*unet, *text), check_finite=True):
             self._unet, self._text = unet, text
             return 0.0
+        if self.packed is not None:
+            self.packed.refresh()
         self._synchronize()
         self._unet, self._text = unet, text
         seconds = time.monotonic() - begin

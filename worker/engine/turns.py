@@ -9,13 +9,15 @@ from typing import NamedTuple
 
 from worker.engine.denoise import Rows, all_alike, halves
 from worker.engine.lora.choice import Choice, Costs, Demand, choose
-from worker.engine.lora.measure import measure
+from worker.engine.lora.measure import forward_of, measure
 from worker.engine.lora.mixed import MixedLoras
 from worker.engine.lora.sets import Adapter, terms_of
+from worker.engine.savings import packed_where_quicker
 from worker.engine.submission import Footprint, Ticket
 from worker.engine.swaps import Swaps, key_of, unet_part
 from worker.engine.unet import UNet2DConditionModel
 
+_TOKENS = 77
 _NO_CHANGE = 0.05  # a larger batch has to be so much quicker a row, to be worth the wait
 
 
@@ -38,8 +40,11 @@ class Turns:
         self._choice: tuple[object, Choice] | None = None
 
     def measure(self, latent_size: tuple[int, int], rows: Sequence[int], sets: Sequence[int], repeats: int) -> Costs:
-        """What steps, merges and mixed steps cost at latents of (height, width)."""
+        """What steps, merges and mixed steps cost at latents of (height, width), with whatever makes them quicker."""
         merger = self._swaps.merger
+        if self._swaps.packed is None:
+            trial = forward_of(self._unet, latent_size, _TOKENS, min(rows))
+            self._swaps.packed = packed_where_quicker(self._unet, trial, repeats)
         trials = {"rows": rows, "ranks": (16, 128), "sets": sets, "repeats": repeats}
         return measure(self._unet, merger, self._mixed, latent_size=latent_size, **trials)
 

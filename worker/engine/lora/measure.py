@@ -39,7 +39,7 @@ def measure(
     """
     before = merger.adapters
     seconds = _Clock(unet.device, repeats)
-    step = {count: seconds(_forward(unet, latent_size, tokens, count)) for count in rows}
+    step = {count: seconds(forward_of(unet, latent_size, tokens, count)) for count in rows}
     merge, tax = {}, {}
     largest = max(rows)
     try:
@@ -50,7 +50,7 @@ def measure(
             for count in sets:
                 each = 2 if 2 * count <= largest else 1
                 arrangement = [(trial,) for trial in trials[:count] for _ in range(each)]
-                forward = _forward(unet, latent_size, tokens, len(arrangement))
+                forward = forward_of(unet, latent_size, tokens, len(arrangement))
                 plain, added = seconds.compared(forward, _within(mixed, arrangement, forward))
                 tax[rank, count] = max(0.0, added / plain - 1) / share
             mixed.forget()
@@ -84,7 +84,8 @@ class _Clock:
         return time.perf_counter() - begin
 
 
-def _forward(unet: UNet2DConditionModel, size: tuple[int, int], tokens: int, rows: int) -> Callable[[], object]:
+def forward_of(unet: UNet2DConditionModel, size: tuple[int, int], tokens: int, rows: int) -> Callable[[], object]:
+    """A forward of `unet` on noise: latents of `size` (height, width), `rows` of them, a text of `tokens` each."""
     widths = unet.config.cross_attention_dim
     width = widths[0] if isinstance(widths, tuple) else widths
     generator = torch.Generator(unet.device).manual_seed(rows)
