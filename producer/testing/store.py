@@ -12,6 +12,8 @@ from farm.errors import InputChanged, InputNotFound, ObjectExists, ObjectTooLarg
 from farm.storage import ObjectInfo, ObjectStore, Progress, StoredObject, shown
 from farm.storage.base import check_range, checked_metadata, split
 
+_STEP = 1 << 20  # bytes that are reported at once
+
 
 class MemoryStore(ObjectStore):
     """Objects `s3://bucket/key` of any bucket, gone with the process."""
@@ -28,8 +30,7 @@ class MemoryStore(ObjectStore):
         found = self._found(uri, etag)
         if found.size > max_bytes:
             raise ObjectTooLarge(f"{shown(uri)!r} has {found.size:,} bytes; {max_bytes:,} are allowed.")
-        if progress:
-            progress(found.size)
+        _report(progress, found.size)
         return found
 
     def get_range(self, uri: str, offset: int, length: int, *, etag: str | None = None) -> bytes:
@@ -54,8 +55,7 @@ class MemoryStore(ObjectStore):
                 raise ObjectExists(f"{shown(uri)!r} exists.")
             new = StoredObject(uri, len(data), f"v{next(self._versions)}", content_type, kept, bytes(data))
             self._objects[uri] = new
-        if progress:
-            progress(len(data))
+        _report(progress, len(data))
         return ObjectInfo(uri, new.size, new.etag, content_type, kept)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
@@ -77,5 +77,11 @@ class MemoryStore(ObjectStore):
         if found is None:
             raise InputNotFound(f"{shown(uri)!r} does not exist.")
         if etag is not None and etag != found.etag:
-            raise InputChanged(f"{shown(uri)!r} was written anew meanwhile.")
+            raise InputChanged(f"{shown(uri)!r} was written anew since its version was pinned.")
         return replace(found)
+
+
+def _report(progress: Progress | None, size: int) -> None:
+    for done in range(0, size if progress else 0, _STEP):
+        assert progress is not None
+        progress(min(_STEP, size - done))
