@@ -12,7 +12,7 @@ Object keys hang under the farm's store URL (`FARM_STORE`), one folder a tenant,
     summaries/<tenant>/<batch>/<retries>-<shard>.ndjson   its results, up to 1,000 an object, create-once
     states/<tenant>/<batch>/<job>.<gen>.…         a preempted job's state, until its result is written
     dead/<tenant>/<batch>/<job>.<gen>.json        a job that was given up, and why
-    webhooks/<tenant>/<batch>/<job>.<gen>.json    a webhook that is still to be sent; batch.<retries>.json for the batch's
+    webhooks/<tenant>/<batch>/<job>.<gen>.json    a webhook still to be sent; batch.<retries>.json: its batch's
     outputs/<tenant>/<batch>/<custom_id>…         the pictures, unless the job names a prefix of its own
 """
 

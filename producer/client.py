@@ -122,7 +122,7 @@ class Client:
         jobs have ended; UrlNotAllowed if the farm does not call it.
         """
         if webhook_url is not None:
-            self._tenants.check_webhook(webhook_url, tenant=tenant)
+            self.tenants.check_webhook(webhook_url, tenant=tenant)
         if isinstance(jobs, (str, Path)):
             jobs = Manifest(jobs, settings=self.settings, store=self.store)
         batch = keys.batch_id(tenant, idempotency_key, single=False)
