@@ -166,6 +166,33 @@ def test_an_image_by_digest_has_no_tag() -> None:
     assert container["image"] == f"other.test/inpaint-farm/control@{digest}"
 
 
+def test_what_a_pool_says_wins_even_if_it_is_nothing() -> None:
+    usual: Object = {
+        "minReplicas": 2,
+        "tolerations": [{"key": "a", "operator": "Exists"}],
+        "priorityClassName": "high",
+        "checkpoint": {"demo": True},
+        "gpu": {"count": 0},
+        "settings": {"concurrency": 3},
+        "loraCache": {"enabled": True},
+    }
+    own: Object = {
+        "name": "a",
+        "minReplicas": 0,
+        "tolerations": [],
+        "priorityClassName": "",
+        "settings": {"dtype": "auto"},
+        "loraCache": {"enabled": False},
+    }
+    objects = render(merged(TRIAL, {"worker": usual, "pools": [own], "autoscaling": {"kind": "keda"}}))
+    spec = only(objects, "Deployment", "-a")["spec"]["template"]["spec"]
+    assert only(objects, "ScaledObject")["spec"]["minReplicaCount"] == 0
+    assert not {"tolerations", "priorityClassName"} & spec.keys()
+    assert not any(volume["name"] == "lora-cache" for volume in spec["volumes"])
+    seen = environment(spec["containers"][0])
+    assert (seen["FARM_CONCURRENCY"], seen["FARM_DTYPE"]) == ("3", "auto")
+
+
 # Scale
 
 
