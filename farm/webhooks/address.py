@@ -15,10 +15,12 @@ MAX_URL = 2048
 _TEXT = re.compile(r"[!-~]+")
 _HOST = re.compile(r"(?=.{1,253}\Z)(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?")
 
-# Public by their number and yet not outside: Azure's platform answers there from within every machine.
-_PLATFORM: Final = frozenset({ip_address("168.63.129.16")})
+# Public by their number, or to Python 3.11's tables, and yet not outside: Azure's platform answers at the first from
+# within every machine, Oracle's in the second; the others are reserved (IANA's registries of special addresses).
+_INSIDE: Final = tuple(
+    ip_network(text) for text in ("168.63.129.16/32", "192.0.0.0/24", "2001::/23", "3fff::/20", "5f00::/16")
+)
 _NAT64: Final = (IPv6Network("64:ff9b::/96"), IPv6Network("64:ff9b:1::/48"))
-_TEREDO: Final = IPv6Network("2001::/32")
 
 Address = IPv4Address | IPv6Address
 
@@ -115,8 +117,6 @@ def resolve(target: Target, *, networks: Iterable[str] = (), resolver: Resolver 
 def public(address: Address) -> bool:
     """Whether the address, and every address that it carries inside, is one of the internet's own."""
     if isinstance(address, IPv6Address):
-        if address in _TEREDO:
-            return False
         carried = address.ipv4_mapped or address.sixtofour
         if any(address in network for network in _NAT64):
             carried = IPv4Address(int(address) & 0xFFFF_FFFF)
@@ -126,5 +126,5 @@ def public(address: Address) -> bool:
         address.is_global
         and not (address.is_multicast or address.is_reserved or address.is_unspecified or address.is_loopback)
         and not address.is_link_local
-        and address not in _PLATFORM
+        and not any(address in network for network in _INSIDE)
     )
