@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -85,7 +86,11 @@ def run(
         work.let_through()
     if max_cost is not None:
         _refuse_over_budget(work, source, known_rate(work), hour, max_cost)
-    _work(work, hour, max_cost, form, as_json=as_json)
+    try:
+        _work(work, hour, max_cost, form, as_json=as_json)
+    except KeyboardInterrupt:
+        click.echo("farm: interrupted; what was submitted goes on, and --resume finishes the run.", err=True)
+        sys.exit(130)
 
 
 def _fields(given: tuple[str, ...], tenant: str) -> dict[str, Any]:
@@ -180,6 +185,8 @@ def _refuse_over_budget(run: Run, source: Manifest, rate: Rate | None, hour: flo
 
 
 def _work(run: Run, hour: float, most: float | None, form: str, *, as_json: bool) -> None:
+    if not as_json:
+        click.echo("submitting …", err=True)
     batches = run.batches()
     for batch in batches:
         _announce(batch, run, as_json=as_json)

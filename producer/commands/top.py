@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -58,11 +59,12 @@ def top(workers: tuple[str, ...], prometheus: str | None, every: float, once: bo
 def _live(look: Callable[[], list[Sighting]], queue: _Queue, every: float) -> None:
     before, began = look(), time.monotonic()
     with Live(_shown([_row(now, before, every) for now in before], queue.look()), auto_refresh=False) as live:
-        while True:
-            time.sleep(every)
-            now, at = look(), time.monotonic()
-            live.update(_shown([_row(one, before, at - began) for one in now], queue.look()), refresh=True)
-            before, began = now, at
+        with suppress(KeyboardInterrupt):  # the way to leave it
+            while True:
+                time.sleep(every)
+                now, at = look(), time.monotonic()
+                live.update(_shown([_row(one, before, at - began) for one in now], queue.look()), refresh=True)
+                before, began = now, at
 
 
 class _Queue:
@@ -120,8 +122,10 @@ def _row(now: Sighting, before: list[Sighting], seconds: float) -> dict[str, Any
 
 def _shown(rows: list[dict[str, Any]], queue: dict[str, Any]) -> RenderableType:
     table = Table(box=None, header_style="bold")
-    for name in ("worker", "state", "images/s", "steps/s", "busy", "memory", "peak", "images", "failed", "LoRA hits"):
-        table.add_column(name, justify="left" if name in ("worker", "state") else "right")
+    table.add_column("worker", overflow="fold", min_width=15)
+    table.add_column("state", overflow="fold")
+    for name in ("img/s", "steps/s", "busy", "memory", "images", "failed", "LoRA hits"):
+        table.add_column(name, justify="right")
     for row in rows:
         if "trouble" in row:
             table.add_row(row["worker"], Text(f"away: {row['trouble']}", style="red"))
@@ -130,7 +134,7 @@ def _shown(rows: list[dict[str, Any]], queue: dict[str, Any]) -> RenderableType:
         memory = _size(vram.get("allocated", 0)) + (f" of {_size(vram['total'])}" if vram.get("total") else "")
         table.add_row(
             row["worker"], row["state"], f"{row['images_per_second']:.2f}", f"{row['steps_per_second']:.1f}",
-            f"{row['busy']:.0%}", memory, _size(vram.get("peak", 0)), f"{row['images']:,}", f"{row['failed']:,}",
+            f"{row['busy']:.0%}", memory, f"{row['images']:,}", f"{row['failed']:,}",
             "–" if hits is None else f"{hits:.0%}",
         )  # fmt: skip
     return Group(table, Text(""), _queue_table(queue))
