@@ -58,13 +58,13 @@ def top(workers: tuple[str, ...], prometheus: str | None, every: float, once: bo
 
 def _live(look: Callable[[], list[Sighting]], queue: _Queue, every: float) -> None:
     before, began = look(), time.monotonic()
-    with Live(_shown([_row(now, before, every) for now in before], queue.look()), auto_refresh=False) as live:
-        with suppress(KeyboardInterrupt):  # the way to leave it
-            while True:
-                time.sleep(every)
-                now, at = look(), time.monotonic()
-                live.update(_shown([_row(one, before, at - began) for one in now], queue.look()), refresh=True)
-                before, began = now, at
+    first = _shown([_row(now, before, every) for now in before], queue.look())
+    with suppress(KeyboardInterrupt), Live(first, auto_refresh=False) as live:  # Ctrl-C is the way to leave it
+        while True:
+            time.sleep(every)
+            now, at = look(), time.monotonic()
+            live.update(_shown([_row(one, before, at - began) for one in now], queue.look()), refresh=True)
+            before, began = now, at
 
 
 class _Queue:
