@@ -26,6 +26,7 @@ BY_THE_CHART = {
     "model": "pools[].model",
     "model_path": "pools[].checkpoint",
     "lora_disk_path": "pools[].loraCache",
+    "webhook_secret_file": "webhooks.existingSecret",
     "metrics_port": "always 9090",
     "metrics_host": "always 0.0.0.0",
     "worker_name": "the pod's name",

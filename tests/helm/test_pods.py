@@ -90,6 +90,21 @@ def test_roles_take_their_own_keys() -> None:
         assert "value" not in next(entry for entry in container["env"] if entry["name"] == "FARM_REDIS_URL")
 
 
+def test_only_the_dispatcher_holds_what_signs_webhooks() -> None:
+    webhooks: Object = {
+        "webhooks": {"existingSecret": "hooks"},
+        "networkPolicy": {"webhooks": {"to": [{"ipBlock": {"cidr": "198.51.100.0/24"}}]}},
+    }
+    with_tenants, without = production(webhooks), production(webhooks, {"tenants": {"existingSecret": ""}})
+    for objects in (with_tenants, without):
+        holders = {component for component, spec in pod_specs(objects) if "'hooks'" in str(spec.get("volumes"))}
+        assert holders == {"dispatcher"}
+    variable = "FARM_WEBHOOK_SECRET_FILE"
+    for objects, path in ((with_tenants, None), (without, "/etc/inpaint-farm/webhooks/secret")):
+        container = only(objects, "Deployment", "-dispatcher")["spec"]["template"]["spec"]["containers"][0]
+        assert environment(container).get(variable) == path
+
+
 # Restricted pod security: https://kubernetes.io/docs/concepts/security/pod-security-standards/
 _VOLUMES = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"}
 

@@ -66,6 +66,8 @@ def test_the_schema_refuses(change: Object, words: list[str]) -> None:
             {"autoscaling": {"kind": "keda"}, "pools": [CPU, merged(CPU, {"name": "b"})]},
             "each would answer the same backlog",
         ),
+        ({"settings": {"webhook_hosts": ["a.test"]}}, "webhooks are set up, and no network lets them out"),
+        ({"webhooks": {"existingSecret": "s"}}, "webhooks are set up, and no network lets them out"),
         (
             {"monitoring": {"rules": {"enabled": True, "overrides": {"FarmQueuOld": {"for": "1h"}}}}},
             "there is no alert FarmQueuOld; there are FarmDispatcherAbsent",

@@ -70,6 +70,7 @@ REST: dict[str, Object] = {
         "image": {"registry": "r.test", "pullSecrets": [{"name": "pull"}], "control": {"digest": "sha256:" + 64 * "a"}},
         "store": {"url": "s3://b/p", "endpoint": "https://s3", "region": "r", "pathStyle": True, "existingSecret": "s"},
         "tenants": {"existingSecret": "tenants"},
+        "webhooks": {"existingSecret": "webhooks"},
         "networkPolicy": {
             "workloadIdentity": "gke",
             "webhooks": {"to": [{"ipBlock": {"cidr": "192.0.2.0/24"}}]},
