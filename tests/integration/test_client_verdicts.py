@@ -1,10 +1,12 @@
 """What a client says of pictures and LoRAs before it submits them is what a worker says at their turn."""
 
+import json
 from io import BytesIO
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
 from safetensors.torch import save
 
@@ -12,7 +14,11 @@ from farm.errors import FarmError, from_foreign
 from farm.lora_targets import TargetTable, glimpse
 from farm.models import ModelCard, publish, read_card
 from farm.weights import read_header, read_header_by
+from producer import InpaintJob, LoraRef
+from producer.cli import main
 from producer.inspection import inspect
+from producer.preflight import Preflight
+from producer.testing import FakeFarm
 from producer.testing.store import MemoryStore
 from tests.engine import lora_samples as samples
 from worker import images
@@ -194,3 +200,45 @@ def test_a_header_alone_tells_format_and_rank():
 def test_a_table_of_another_version_is_refused():
     with pytest.raises(FarmError, match="version"):
         TargetTable.from_json({"version": 99, "targets": {}, "stems": {}, "leaves": []})
+
+
+@pytest.fixture
+def lora_command(tmp_path, monkeypatch):
+    """Calls `farm lora` with a file of FILES, and no farm about."""
+    monkeypatch.delenv("FARM_STORE", raising=False)
+    (tmp_path / "table.json").write_text(json.dumps(target_table(*samples.models())))
+
+    def call(name: str, *options: str):
+        path = tmp_path / "brand.safetensors"
+        path.write_bytes(FILES[name])
+        return CliRunner().invoke(main, ["lora", str(path), *options])
+
+    return call
+
+
+def test_the_command_says_what_a_lora_is_and_whether_it_fits(lora_command, tmp_path):
+    table = ("--table", str(tmp_path / "table.json"))
+    fits = json.loads(lora_command("LoKr, Tucker as kohya_key", *table, "--json").stdout)
+    assert (fits["fits"], fits["families"], fits["written_by"]) == (True, {"LoKr": 11}, "kohya")
+    alone = lora_command("LoRA as peft_key")
+    assert alone.exit_code == 0 and "rank 2" in alone.stdout and "not known" in alone.stdout
+    wrong = lora_command("of a wider model", *table)
+    assert wrong.exit_code == 2 and "LoraIncompatible" in wrong.stderr and wrong.stderr.count("\n") == 1
+    pinned = lora_command("LoRA as peft_key", "--sha256", "0" * 64)
+    assert pinned.exit_code == 2 and "LoraHashMismatch" in pinned.stderr
+
+
+def test_a_preflight_knows_the_published_model_s_table():
+    farm = FakeFarm()
+    card = ModelCard(farm.settings.model, "0" * 64, ((64, 64),), target_table(*samples.models()))
+    publish(farm.store, farm.settings.store, card)
+    photo, mask = farm.photo("photo.png"), farm.mask("mask.png")
+    found = {}
+    for name in ("LoRA as kohya_key", "of a wider model", "nothing of this model", "half a pair"):
+        lora = LoraRef(path=farm.put(f"{name.replace(' ', '-')}.safetensors", FILES[name]))
+        findings, _ = Preflight(farm.client()).check(InpaintJob(image=photo, mask=mask, loras=(lora,)))
+        found[name] = [finding.code for finding in findings]
+    assert found == {
+        "LoRA as kohya_key": [], "of a wider model": ["LoraIncompatible"],
+        "nothing of this model": ["LoraNoEffect"], "half a pair": ["LoraInvalid"],
+    }  # fmt: skip
