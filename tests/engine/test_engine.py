@@ -11,7 +11,7 @@ from tests.engine import tiny_checkpoints
 from tests.engine.comparison import assert_same_latents, generator
 from tests.engine.pictures import hole, picture
 from worker.engine import InpaintEngine, schedulers
-from worker.engine.errors import InvalidParameter, LoraIncompatible
+from worker.engine.errors import InvalidParameter, LoraIncompatible, NonFiniteOutput
 from worker.engine.faults import DeviceLost
 from worker.engine.lora import Adapter, LoraMerger, LoraWeights, read_lora
 from worker.engine.lora.choice import Costs
@@ -172,6 +172,26 @@ def test_whose_fault_a_failed_forward_was_is_found(engine, monkeypatch) -> None:
         second.result(WAIT)
     for future, seed in ((first, 1), (third, 3)):
         assert_same_latents(future.result(WAIT).request.latents, alone(seeds=(seed,)), 1e-4)
+
+
+def test_pictures_are_decoded_together(engine, monkeypatch) -> None:
+    """As on a GPU; and of several, one that is no picture fails alone."""
+    monkeypatch.setattr(engine, "_decodes_with", lambda ticket: "all")
+    rows = []
+    engine.pipe.vae.decoder.register_forward_pre_hook(lambda _, given: rows.append(len(given[0])))
+
+    def spoil(ticket: Ticket) -> None:
+        ticket.request.latents.fill_(torch.nan)
+
+    futures = [engine.submit(submission(seeds=seeds)) for seeds in ((1,), (2, 3), (4,))]
+    painted = [future.result(WAIT) for future in futures]
+    assert max(rows) > 1 and [len(one.pictures) for one in painted] == [1, 2, 1]
+    alone = engine.submit(submission(seeds=(2, 3))).result(WAIT)
+    assert (painted[1].pictures - alone.pictures).abs().max() < 1e-3
+    good, bad = engine.submit(submission()), engine.submit(submission(seeds=(2,), on_step=spoil))
+    with pytest.raises(NonFiniteOutput):
+        bad.result(WAIT)
+    assert isinstance(good.result(WAIT), Painted)
 
 
 def test_what_waits_can_be_taken_back(engine) -> None:

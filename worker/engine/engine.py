@@ -10,28 +10,24 @@ would have alone. What fails fails alone, too: whose fault a failed forward was 
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
 
 from worker.engine.batch_limit import BatchLimit
+from worker.engine.beginnings import Beginnings
 from worker.engine.conditions import KeysValues, TimeStates
 from worker.engine.denoise import advance, group_key, predict
 from worker.engine.faults import DeviceLost, Fault, MemoryExhausted, fault_of, first_line, within_memory
 from worker.engine.listener import Listener
 from worker.engine.lora.choice import Costs
-from worker.engine.output import decode
-from worker.engine.picture_cache import PictureCache
+from worker.engine.output import decode_together
 from worker.engine.pipeline import StableDiffusionInpaintPipeline
-from worker.engine.request import Request
 from worker.engine.stopwatch import Stopwatch, Work
-from worker.engine.submission import GaveWay, ImagePrompt, Painted, Submission, Ticket
-from worker.engine.swaps import Swaps, key_of, text_part
-from worker.engine.text_cache import TextCache
+from worker.engine.submission import GaveWay, Painted, Submission, Ticket
+from worker.engine.swaps import Swaps
 from worker.engine.turns import Turn, Turns, best_rows
 
 T = TypeVar("T")
@@ -59,11 +55,9 @@ class InpaintEngine:
         self.merger = self._swaps.merger
         self._turns = Turns(pipe.unet, self._swaps, pipe.vae_scale_factor)
         self._texts_of_batch: tuple[tuple[int, ...], KeysValues] | None = None
-        self._texts = TextCache(pipe.tokenizer, pipe.text_encoder)
-        self._pictures = PictureCache(pipe.vae)
+        self._beginnings = Beginnings(pipe, self._swaps, self._watch)
         self._limit = BatchLimit()
         self._channels = pipe.unet.config.in_channels
-        self._image_prompt: ImagePrompt | None = None
         self._sliced = False
         self._waiting: deque[Ticket] = deque()
         self._active: list[Ticket] = []
@@ -88,7 +82,7 @@ class InpaintEngine:
             picture = {} if prompt is None else {"ip_adapter_image": prompt.picture}
             ticket.reading = self.pipe.read_call(ip_adapters=len(picture), **submission.arguments, **picture)
         with self._work:
-            if self.broken or self._closing:
+            if self._ending:
                 raise RuntimeError(self.broken or "the engine is closed")
             self._waiting.append(ticket)
             self._work.notify()
@@ -113,6 +107,8 @@ class InpaintEngine:
         """What `do` gives, on the engine's thread, once nothing is being painted."""
         future: Future[T] = Future()
         with self._work:
+            if self._ending:
+                raise RuntimeError(self.broken or "the engine is closed")
             self._calls.append((do, future))
             self._work.notify()
         return future.result()
@@ -175,16 +171,20 @@ class InpaintEngine:
 
     def _end(self, error: BaseException) -> None:
         with self._work:
-            left = [*self._active, *self._waiting]
-            self._active, self._waiting = [], deque()
+            left, calls = [*self._active, *self._waiting], list(self._calls)
+            self._active, self._waiting, self._calls = [], deque(), deque()
         self._fail(left, error)
+        for _, future in calls:
+            future.set_exception(error)
 
     # Admission
 
     def _admit(self) -> None:
         """Take from the waiting, in their order, what fits beside what is active."""
         skipped: list[Ticket] = []
-        for ticket in list(self._waiting):
+        with self._work:
+            waiting = list(self._waiting)
+        for ticket in waiting:
             if self.broken:
                 return
             if not self._fits(ticket):
@@ -192,7 +192,8 @@ class InpaintEngine:
                 if ticket.alone or ticket.overtaken >= _OVERTAKEN:
                     return
                 continue
-            self._waiting.remove(ticket)
+            with self._work:
+                self._waiting.remove(ticket)
             for other in skipped:
                 other.overtaken += 1
             if ticket.future.running() or ticket.future.set_running_or_notify_cancel():
@@ -205,7 +206,7 @@ class InpaintEngine:
         return (
             not (ticket.alone or beside.alone)
             and self._size(ticket) == self._size(beside)
-            and _key(ticket.submission.image_prompt) == _key(self._image_prompt)
+            and self._beginnings.looks_at(ticket.submission.image_prompt)
             and self.rows + ticket.rows <= min(self.max_rows, self._limit.rows or self.max_rows)
             and self._turns.together(self._active, ticket)
         )
@@ -218,9 +219,9 @@ class InpaintEngine:
         try:
             if ticket.submission.give_way(ticket):
                 raise GaveWay(ticket.request)
-            self._look_at(ticket.submission.image_prompt)
+            self._beginnings.look_at(ticket.submission.image_prompt)
             if ticket.request is None:
-                ticket.request = self._within_memory(lambda: self._prepared(ticket))
+                ticket.request = self._within_memory(lambda: self._beginnings.request(ticket))
             self._active.append(ticket)
         except MemoryExhausted as shortage:
             if not self._active:
@@ -231,42 +232,6 @@ class InpaintEngine:
             self._waiting.appendleft(ticket)
         except BaseException as error:  # noqa: BLE001 - whatever it is, it is this ticket's, and the others go on
             self._failed([ticket], error)
-
-    def _prepared(self, ticket: Ticket) -> Request:
-        submission, reading = ticket.submission, ticket.reading
-        weights = _text_key(submission)
-        with self._watch.of("vae_encode", [ticket], Work(*self._size(ticket), reading.call.rows)):
-            texts = self._texts.texts(reading.call, reading.guided, weights, lambda: self._encoding(ticket))
-            encode = self._pictures.latents_of
-            request = self.pipe.begin(reading, scheduler=submission.scheduler, texts=texts, encode=encode)
-        if submission.path_seeds:
-            request = replace(request, state=replace(request.state, seed=submission.path_seeds))
-        return request
-
-    @contextmanager
-    def _encoding(self, ticket: Ticket) -> Iterator[None]:
-        """Within, the text encoder has the ticket's LoRAs and knows its words."""
-        ticket.lora_seconds += self._swaps.text(text_part(ticket.submission.loras))
-        words = ticket.submission.words
-        try:
-            for word in words:
-                self.pipe.load_textual_inversion(word.tensors, token=word.token)
-            yield
-        finally:
-            if words:
-                self.pipe.unload_textual_inversion()
-
-    def _look_at(self, prompt: ImagePrompt | None) -> None:
-        """Have the UNet look at this reference, or at none; what is active looks at the same already."""
-        if _key(prompt) == _key(self._image_prompt):
-            return
-        if self._image_prompt is not None:
-            self.pipe.unload_ip_adapter()
-            self._image_prompt = None
-        if prompt is not None:
-            self._image_prompt = prompt  # first, so that one that loads by half is unloaded
-            self.pipe.load_ip_adapter(prompt.groups, image_encoder_folder=None)
-            self.pipe.set_ip_adapter_scale(prompt.scale)
 
     # Steps
 
@@ -289,7 +254,7 @@ class InpaintEngine:
         except MemoryExhausted as shortage:
             return self._smaller(turn.tickets, shortage)
         except BaseException as error:  # noqa: BLE001 - it is looked for whose it is, and the others go on
-            return self._failed(turn.tickets, error)
+            return self._failed(turn.tickets, error, self._forward)
         self._limit.fits()
         for ticket, output in zip(turn.tickets, outputs, strict=True):
             self._advance(ticket, output)
@@ -334,33 +299,52 @@ class InpaintEngine:
     # Ends
 
     def _retire(self) -> None:
-        for ticket in [ticket for ticket in self._active if ticket.request.done]:
-            try:
-                pictures, flags = self._decoded(ticket)
-            except BaseException as error:  # noqa: BLE001 - whatever it is, it is this ticket's, and the others go on
-                self._failed([ticket], error)
-            else:
-                self._active.remove(ticket)
-                ticket.future.set_result(ticket.painted(pictures, flags))
+        done: dict[object, list[Ticket]] = {}
+        for ticket in self._active:
+            if ticket.request.done:
+                done.setdefault(self._decodes_with(ticket), []).append(ticket)
+        for tickets in done.values():
+            self._decode(tickets)
         if self._sliced and not self._active:
             self.pipe.disable_attention_slicing()
             self._sliced = False
 
-    def _decoded(self, ticket: Ticket) -> tuple[torch.Tensor, list[bool] | None]:
-        """Its pictures, all at once, or where memory does not hold that one by one."""
+    def _decodes_with(self, ticket: Ticket) -> object:
+        """Tickets of one key are decoded together: a GPU gains by it, a CPU only needs more memory."""
+        latents = ticket.request.latents
+        alone = latents.device.type == "cpu" or ticket.request.pixels is not None
+        return ticket.serial if alone else (latents.shape[1:], latents.dtype)
+
+    def _decode(self, tickets: list[Ticket], at_once: int | None = None) -> None:
+        """Their pictures, all at once; where memory does not hold that, one by one."""
         try:
-            return self._within_memory(lambda: self._judged(ticket, len(ticket.request.latents)))
-        except MemoryExhausted:
-            ticket.note(SMALLER)
-        return self._within_memory(lambda: self._judged(ticket, 1))
+            judged = self._within_memory(lambda: self._judged(tickets, at_once))
+        except MemoryExhausted as shortage:
+            if at_once == 1:
+                return self._fail(tickets, shortage)
+            for ticket in tickets:
+                ticket.note(SMALLER)
+            return self._decode(tickets, 1)
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it is one ticket's, and the others go on
+            return self._failed(tickets, error, self._decode)
+        for ticket, (pictures, flags) in zip(tickets, judged, strict=True):
+            self._active.remove(ticket)
+            ticket.future.set_result(ticket.painted(pictures, flags))
 
-    def _judged(self, ticket: Ticket, rows: int) -> tuple[torch.Tensor, list[bool] | None]:
-        with self._watch.of("vae_decode", [ticket], Work(*self._size(ticket), len(ticket.request.latents))):
-            pictures, flags = self.pipe.judge(ticket.request, decode(self.pipe.vae, ticket.request, rows))
-        return pictures.cpu(), flags
+    def _judged(self, tickets: list[Ticket], at_once: int | None) -> list[tuple[torch.Tensor, list[bool] | None]]:
+        requests = [ticket.request for ticket in tickets]
+        work = Work(*self._size(tickets[0]), sum(len(request.latents) for request in requests))
+        with self._watch.of("vae_decode", tickets, work):
+            decoded = decode_together(self.pipe.vae, requests, at_once)
+            judged = [self.pipe.judge(*pair) for pair in zip(requests, decoded, strict=True)]
+        return [(pictures.cpu(), flags) for pictures, flags in judged]
 
-    def _failed(self, tickets: Sequence[Ticket], error: BaseException) -> None:
-        """What is not for want of memory: the device's end, or the fault of one of `tickets`."""
+    def _failed(
+        self, tickets: Sequence[Ticket], error: BaseException, again: Callable[[list[Ticket]], None] | None = None
+    ) -> None:
+        """What is not for want of memory: the device's end, or the fault of one of `tickets`, each of which is then
+        tried `again` by itself.
+        """
         if fault_of(error) is Fault.STICKY:
             self.give_up(_reason(error), error)
             self._fail(tickets, error)  # one that was just beginning is in neither list
@@ -368,7 +352,7 @@ class InpaintEngine:
         if len(tickets) == 1:
             return self._fail(tickets, error)
         for ticket in tickets:
-            self._forward([ticket])
+            again([ticket])
 
     def _within_memory(self, do: Callable[[], T]) -> T:
         try:
@@ -387,13 +371,5 @@ class InpaintEngine:
                 ticket.future.set_exception(error)
 
 
-def _key(prompt: ImagePrompt | None) -> tuple[str, float] | None:
-    return prompt and prompt.key
-
-
 def _reason(error: BaseException) -> str:
     return str(error) if isinstance(error, DeviceLost) else f"The device failed: {first_line(error)}"
-
-
-def _text_key(submission: Submission) -> tuple[object, ...]:
-    return key_of(text_part(submission.loras)), tuple((word.token, word.sha256) for word in submission.words)
