@@ -50,20 +50,22 @@ def test_a_thousand_results_open_without_a_request_or_a_complaint(opened: Opened
 
 def test_only_what_is_in_sight_has_elements_and_every_result_can_be_scrolled_to(opened: Opened) -> None:
     page = opened.page
-    frames = page.evaluate("""async () => {
-      const list = document.getElementById("list"), frames = [];
-      let last = await new Promise(requestAnimationFrame), most = 0;
+    # Frames depend on what else the machine does; what the page itself takes for a screenful of new rows does less.
+    seen = page.evaluate("""async () => {
+      const box = document.getElementById("list"), paints = [];
+      let most = 0;
       for (let step = 0; step < 60; step++) {
-        list.scrollTop = step / 59 * list.scrollHeight;
-        const now = await new Promise(requestAnimationFrame);
-        frames.push(now - last);
-        last = now;
-        most = Math.max(most, list.querySelectorAll("[role=option]").length);
+        box.scrollTop = step / 59 * box.scrollHeight;
+        const began = performance.now();
+        list.paint();
+        paints.push(performance.now() - began);
+        most = Math.max(most, box.querySelectorAll("[role=option]").length);
+        await new Promise(requestAnimationFrame);
       }
-      return { frames, most };
+      return { paints, most };
     }""")
-    assert frames["most"] < 40
-    assert median(frames["frames"]) < 100  # ms, on a machine that runs other tests as well; 17 where it is free
+    assert seen["most"] < 40
+    assert median(seen["paints"]) < 50  # ms; 3 on a machine that is free
     expect(page.locator("[role=option]").last).to_contain_text("sku-10999")
     assert page.locator("[role=option] img").last.evaluate("i => i.decode().then(() => i.naturalWidth)") > 0
 

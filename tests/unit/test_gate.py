@@ -15,6 +15,7 @@ from farm.schemas import InpaintJob
 from producer.photos import demo_scenes
 from worker.gate import Limits, accept, judge
 from worker.gatekeeper import another_seed, paint, retries
+from worker.runner import Rendered, RenderRequest
 
 SIZE = (192, 192)
 TINTS = (("#0b1f5c", "#9fc4ff"), ("#4d1a0a", "#ffc9a8"), ("#202020", "#303030"))
@@ -131,22 +132,6 @@ def test_limits_come_from_the_settings_and_a_picture_at_its_limit_passes() -> No
 # Painting again
 
 
-@dataclass(frozen=True)
-class Request:
-    job: InpaintJob
-    image: Image.Image
-    mask: Image.Image
-    seed: int
-
-
-@dataclass(frozen=True)
-class Rendered:
-    images: list[Image.Image]
-    timings: dict[str, float]
-    lora_swap_seconds: float = 0.01
-    warnings: tuple[str, ...] = ("said",)
-
-
 @dataclass
 class Model:
     """Paints well for the seeds it is told to, else a shift of so many levels; or raises."""
@@ -156,20 +141,21 @@ class Model:
     asked: list[tuple[int, int]] = field(default_factory=list)
     black: int = 0
 
-    def __call__(self, request: Any) -> Any:
+    def __call__(self, request: RenderRequest) -> Rendered:
         count = request.job.num_images_per_prompt
         self.asked.append((request.seed, count))
         if len(self.asked) <= self.black:
             raise BlackOutput("black")
         seeds = range(request.seed, request.seed + count)
         shift = {s: 0 if s in self.good else self.shifts.get(s, 60) for s in seeds}
-        return Rendered([squares(140, beyond=100 + shift[s])[2] for s in seeds], {"denoise": 1.0})
+        pictures = [squares(140, beyond=100 + shift[s])[2] for s in seeds]
+        return Rendered(pictures, {"denoise": 1.0}, warnings=("said",))
 
 
-def request(seed: int = 7, **fields: Any) -> Request:
+def request(seed: int = 7, **fields: Any) -> RenderRequest:
     source, mask, _ = squares(140)
     job = InpaintJob(custom_id="x", image="s3://bucket/x.png", **fields)
-    return Request(job, source, mask, seed)
+    return RenderRequest(job, source, mask, seed, lambda: None)
 
 
 def settings(gate_retries: int):
