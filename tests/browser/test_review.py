@@ -65,7 +65,7 @@ def test_only_what_is_in_sight_has_elements_and_every_result_can_be_scrolled_to(
       return { paints, most };
     }""")
     assert seen["most"] < 40
-    assert median(seen["paints"]) < 50  # ms; 3 on a machine that is free
+    assert median(seen["paints"]) < 50  # ms; 2 was measured on two busy cores
     expect(page.locator("[role=option]").last).to_contain_text("sku-10999")
     assert page.locator("[role=option] img").last.evaluate("i => i.decode().then(() => i.naturalWidth)") > 0
 
