@@ -92,7 +92,8 @@ class Settings(BaseSettings):
     lora_disk_bytes: int = Field(default=32 * 1024**3, ge=0)  # in that folder, by all workers together
     # Rows of one UNet forward, two a picture under guidance, that jobs may share; 0: as many as the warm-up finds good.
     max_batch_rows: int = Field(default=0, ge=0)
-    concurrency: int = Field(default=2, ge=1)  # jobs in hand at once: one renders while others fetch and write
+    # Jobs in hand at once: some render while others fetch and write. 0: twice as many as share a step.
+    concurrency: int = Field(default=0, ge=0)
     lease_seconds: float = Field(default=60.0, gt=0)  # a job is somebody else's when its worker is silent for so long
     # Decoding a picture, or reading back what was written, tells no progress; it keeps the job's lease for so long.
     stage_seconds: float = Field(default=300.0, gt=0)
@@ -129,6 +130,10 @@ class Settings(BaseSettings):
             max_attempts=self.s3_max_attempts,
         )
         return open_store(self.store, s3=s3, extra_roots=self.local_roots)
+
+    def in_hand(self, sharing: int) -> int:
+        """`concurrency`, or what is good where `sharing` jobs share a step."""
+        return self.concurrency or 2 * sharing
 
     def buckets(self) -> tuple[tuple[int, int], ...]:
         """`size_buckets` as (width, height)."""

@@ -33,6 +33,9 @@ class ServedRenderer(Renderer, Protocol):
     @property
     def rendering(self) -> bool: ...
 
+    @property
+    def jobs_at_once(self) -> int: ...
+
     def warm_up(self) -> None: ...
 
     def refresh_metrics(self) -> None: ...
@@ -68,18 +71,18 @@ def serve(settings: Settings, renderer: ServedRenderer | None = None) -> int:
     renderer.warm_up()
     runner = Runner(settings, store, Ledger(connect(settings.redis_url)), renderer)
     try:
-        return consume(settings, runner, health)
+        return consume(settings, runner, health, concurrency=settings.in_hand(renderer.jobs_at_once))
     finally:
         watchdog.stop()
         health.stop()
 
 
-def consume(settings: Settings, runner: Runner, health: Health) -> int:
+def consume(settings: Settings, runner: Runner, health: Health, *, concurrency: int) -> int:
     """Take hints and run them until told to end; the process' exit code."""
     app = make_app(settings)
     register(app, runner)
     stop = threading.Event()
-    consumer = _Consumer(app, settings, runner, health)
+    consumer = _Consumer(app, settings, runner, health, concurrency)
     watch = threading.Thread(
         target=_watch_broker, args=(Ledger(connect(settings.redis_url)), stop, consumer), name="broker", daemon=True
     )
@@ -145,14 +148,14 @@ class HintConsumer(Consumer):
 class _Consumer:
     """Celery's worker, its ready and draining states, and a cure for its silence after a broker that was away."""
 
-    def __init__(self, app: Celery, settings: Settings, runner: Runner, health: Health):
+    def __init__(self, app: Celery, settings: Settings, runner: Runner, health: Health, concurrency: int):
         self._runner, self._health = runner, health
         self._loop: Any = None
         signals.worker_ready.connect(self._on_ready, weak=False)
         signals.worker_shutting_down.connect(self._on_shutting_down, weak=False)
         self._worker = app.Worker(
             pool="threads",
-            concurrency=settings.concurrency,
+            concurrency=concurrency,
             hostname=settings.worker_name,
             loglevel=settings.log_level,
             quiet=True,

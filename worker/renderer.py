@@ -148,6 +148,11 @@ class WarmRenderer(Listener):
         job = InpaintJob(image="file:///warm-up", num_inference_steps=1)
         self.render(RenderRequest(job, grey, white, seed=0, on_step=lambda: None))
 
+    @property
+    def jobs_at_once(self) -> int:
+        """How many jobs of one picture under guidance share a step."""
+        return max(1, self.engine.max_rows // 2)
+
     def progress(self) -> int:
         """Grows with every block of every network, and with every stage: it stands still only if the device does."""
         return self._progress

@@ -41,7 +41,7 @@ class NoRenderer:
 def farm_worker(settings: Settings) -> int:
     health = Health("127.0.0.1", 0, refresh=lambda: None)
     runner = NoopRunner(settings, settings.open_store(), Ledger(connect(settings.redis_url)), NoRenderer())
-    return consume(settings, runner, health)
+    return consume(settings, runner, health, concurrency=settings.in_hand(1))
 
 
 def plain_app(settings: Settings) -> Celery:
@@ -72,7 +72,7 @@ def main() -> int:
     set_up(settings.log_level)
     if sys.argv[1] == "farm":
         return farm_worker(settings)
-    worker = plain_app(settings).Worker(pool="threads", concurrency=settings.concurrency, quiet=True)
+    worker = plain_app(settings).Worker(pool="threads", concurrency=settings.in_hand(1), quiet=True)
     worker.start()
     return 0
 

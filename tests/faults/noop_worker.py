@@ -55,6 +55,8 @@ class Painter:
         self._left: dict[int, float] = {}  # of a job in hand, the share that is left
         self.on_broken: Callable[[str], object] = lambda why: None
 
+    jobs_at_once = 1
+
     @property
     def rendering(self) -> bool:
         return self._rendering > 0
