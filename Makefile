@@ -8,13 +8,15 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 
-.PHONY: help demo test test-full test-gpu chaos lint clean
+.PHONY: help demo test test-full test-gpu chaos bench bench-gpu bench-smoke lint clean
 help:
 	@echo "make demo       render real photographs through queue, worker and store, and show them"
 	@echo "make test       what CI runs"
 	@echo "make test-full  the long grids as well"
 	@echo "make test-gpu   the tests that need a CUDA device"
 	@echo "make chaos      the farm under faults, SECONDS=600 SEED=1"
+	@echo "make bench      the engine beside diffusers, on two quiet cores in about 40 minutes; BENCH='B1 B4' for some"
+	@echo "make bench-gpu  the same on a CUDA device at 512 pixels"
 
 demo: $(VENV)/.demo
 	$(BIN)/farm demo --out demo-out
@@ -32,6 +34,16 @@ SECONDS ?= 600
 SEED ?= 1
 chaos: $(VENV)/.dev
 	$(BIN)/python -m tests.faults.chaos --seconds $(SECONDS) --seed $(SEED)
+
+BENCH ?=
+bench: $(VENV)/.dev
+	$(BIN)/python -m tests.benchmarks $(BENCH) --out tests/benchmarks
+
+bench-gpu: $(VENV)/.dev
+	$(BIN)/python -m tests.benchmarks $(BENCH) --gpu --out tests/benchmarks
+
+bench-smoke: $(VENV)/.dev
+	$(BIN)/python -m tests.benchmarks $(BENCH) --quick
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
