@@ -14,6 +14,7 @@ Object keys hang under the farm's store URL (`FARM_STORE`), one folder a tenant,
     dead/<tenant>/<batch>/<job>.<gen>.json        a job that was given up, and why
     webhooks/<tenant>/<batch>/<job>.<gen>.json    a webhook still to be sent; batch.<retries>.json: its batch's
     outputs/<tenant>/<batch>/<custom_id>…         the pictures, unless the job names a prefix of its own
+    models/<model>.json                           what a client needs to judge jobs for it; the one that is no tenant's
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from __future__ import annotations
 import secrets
 from hashlib import sha256
 
+from farm.names import check_name
 from farm.schemas import InpaintJob
 
 SINGLE = -1  # the shard of a job that was submitted alone
@@ -102,6 +104,11 @@ def batch_canceled(root: str, tenant: str, batch: str) -> str:
 
 def retry(root: str, tenant: str, batch: str, number: int) -> str:
     return f"{batch_folder(root, tenant, batch)}retry-{number:05d}.ndjson"
+
+
+def card(root: str, model: str) -> str:
+    """What is published of a model, for clients."""
+    return f"{root.rstrip('/')}/models/{check_name('model', model)}.json"
 
 
 def summary(root: str, tenant: str, batch: str) -> str:

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
+from farm import keys
 from farm.errors import InputForbidden, InputNotFound, Misconfigured
 from farm.lora_targets import TargetTable
-from farm.names import check_name
 from farm.storage import ObjectStore, shown
 
 VERSION = 1
@@ -51,18 +51,14 @@ class ModelCard:
         return card
 
 
-def card_uri(root: str, model: str) -> str:
-    return f"{root.rstrip('/')}/models/{check_name('model', model)}.json"
-
-
 def publish(store: ObjectStore, root: str, card: ModelCard) -> None:
     """Write the card, over an older one of the same model."""
-    store.put(card_uri(root, card.model), card.to_json(), content_type="application/json", create_only=False)
+    store.put(keys.card(root, card.model), card.to_json(), content_type="application/json", create_only=False)
 
 
 def read_card(store: ObjectStore, root: str, model: str) -> ModelCard | None:
     """The model's card; None if it was not published, or this role may not read it. Raises Misconfigured."""
-    uri = card_uri(root, model)
+    uri = keys.card(root, model)
     try:
         return ModelCard.from_json(store.get(uri, max_bytes=_MAX_BYTES).data)
     except (InputNotFound, InputForbidden):

@@ -12,10 +12,12 @@ from celery.worker.consumer import Consumer
 
 from farm import metrics
 from farm.config import Settings
-from farm.errors import QueueForbidden, QueueUnavailable
+from farm.errors import FarmError, QueueForbidden, QueueUnavailable
 from farm.health import Health
 from farm.ledger import Ledger, connect
+from farm.models import ModelCard, publish
 from farm.queue import make_app
+from farm.storage import ObjectStore
 from worker.runner import Renderer, Runner
 from worker.tasks import register
 from worker.watchdog import Watchdog
@@ -35,6 +37,8 @@ class ServedRenderer(Renderer, Protocol):
 
     @property
     def jobs_at_once(self) -> int: ...
+
+    def lora_targets(self) -> dict[str, Any]: ...
 
     def warm_up(self) -> None: ...
 
@@ -69,12 +73,25 @@ def serve(settings: Settings, renderer: ServedRenderer | None = None) -> int:
     )
     watchdog.start()
     renderer.warm_up()
+    _publish_card(settings, store, renderer)
     runner = Runner(settings, store, Ledger(connect(settings.redis_url)), renderer)
     try:
         return consume(settings, runner, health, concurrency=settings.in_hand(renderer.jobs_at_once))
     finally:
         watchdog.stop()
         health.stop()
+
+
+def _publish_card(settings: Settings, store: ObjectStore, renderer: ServedRenderer) -> None:
+    """Let clients judge jobs for this model; a farm works without."""
+    targets = renderer.lora_targets()
+    card = ModelCard(settings.model, renderer.checkpoint_sha256, settings.buckets(), targets)
+    try:
+        publish(store, settings.store, card)
+    except FarmError as error:
+        log.warning(
+            "the model's card is not published (%s: %s); clients cannot check LoRAs against it", error.code, error
+        )
 
 
 def consume(settings: Settings, runner: Runner, health: Health, *, concurrency: int) -> int:

@@ -103,6 +103,10 @@ class WarmRenderer(Listener):
         read_header(data)  # a hostile header is refused before anything is allocated for it
         return read_lora(data, self.engine.merger.table)
 
+    def lora_targets(self) -> dict[str, Any]:
+        """What of this model a LoRA can change, for clients that judge a LoRA without the model."""
+        return self.engine.merger.table.to_json()
+
     def read_embedding(self, data: bytes) -> Any:
         """A textual inversion's tensors, with the name that its file gives it."""
         return read_embedding(data)

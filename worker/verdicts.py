@@ -203,6 +203,7 @@ class Verdicts:
             timings={name: round(seconds, 6) for name, seconds in attempt.timings.items()},
             lora_swap_seconds=round(attempt.lora_swap_seconds, 6),
             lora_mode=attempt.lora_mode,
+            gpu_seconds=round(attempt.device_seconds, 6),
             hashes=Hashes(**attempt.hashes, checkpoint=self._checkpoint_sha256, loras=attempt.lora_hashes),
             version=farm.__version__,
             device=self._device,

@@ -31,7 +31,7 @@ __all__ = [
     "shown",
 ]
 
-RECORDS = ("specs", "results", "summaries", "states", "dead", "webhooks", "outputs")
+RECORDS = ("specs", "results", "summaries", "states", "dead", "webhooks", "outputs", "models")
 """The folders below a farm's store that the farm itself writes (`farm.keys` says what lies in them)."""
 
 

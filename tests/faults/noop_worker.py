@@ -73,6 +73,9 @@ class Painter:
     def read_lora(self, data: bytes) -> bytes:
         return data
 
+    def lora_targets(self) -> dict[str, Any]:
+        return {"version": 1, "targets": {}, "stems": {}, "leaves": []}
+
     read_embedding = read_ip_adapter = read_lora
 
     def estimate_seconds(self, request: RenderRequest) -> float:

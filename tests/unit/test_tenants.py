@@ -117,7 +117,7 @@ def test_the_farms_records_are_out_of_reach_though_their_bucket_is_allowed(load,
 
 
 def test_the_records_are_all_that_keys_names():
-    assert set(re.findall(r"^    (\w+)/<tenant>/", keys.__doc__, re.MULTILINE)) == set(RECORDS)
+    assert set(re.findall(r"^    (\w+)/<(?:tenant>/|model>\.)", keys.__doc__, re.MULTILINE)) == set(RECORDS)
     for uri in (keys.specs(STORE), keys.result(STORE, "t", "b", "j", 0), keys.output(STORE, job(), "b", 0)):
         assert uri.removeprefix(STORE + "/").split("/")[0] in RECORDS
 
