@@ -1,4 +1,4 @@
-# The control plane: SDK, `farm` command, dispatcher. No torch.
+# The control plane: SDK, `farm` command, dispatcher. No torch, no worker.
 #   docker build -f docker/control.Dockerfile --build-arg BASE=docker.io/library/debian:12-slim@sha256:… -t inpaint-farm/control .
 # BASE is Debian 12 in any packaging. A release names it by digest (docker/README.md); the tag is for trials.
 ARG BASE=docker.io/library/debian:12-slim
@@ -20,9 +20,9 @@ WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY farm farm
 COPY producer producer
-COPY worker worker
 RUN /build/bin/pip wheel --no-cache-dir --no-index --no-deps --no-build-isolation --wheel-dir /wheel . \
- && /build/bin/pip --python /opt/farm/bin/python install --no-cache-dir --no-index --no-deps /wheel/*.whl
+ && /build/bin/pip --python /opt/farm/bin/python install --no-cache-dir --no-index --no-deps /wheel/*.whl \
+ && rm /opt/farm/bin/farm-worker
 
 FROM ${BASE}
 # hadolint ignore=DL3008

@@ -28,17 +28,27 @@ PYTORCH_CPU = "https://download.pytorch.org/whl/cpu"  # where the wheels without
 
 class Lock(NamedTuple):
     extras: tuple[str, ...]  # of pyproject.toml, beside the base
-    python: str  # of the image's base: Debian 12 has 3.11, Ubuntu 24.04 has 3.12
+    python: str  # of the image's base: Debian 12 has 3.11.2, Ubuntu 24.04 has 3.12.3
     cpu: bool = False  # torch without CUDA
 
 
-GLIBC = {"3.11": 36, "3.12": 39}  # 2.x of the same bases
+GLIBC = {"3.11.2": 36, "3.12.3": 39}  # 2.x of the same bases
+# pip's --python-version chooses wheels, but markers (python_full_version < '3.11.3') it judges by its own interpreter.
+PIP_AS = """
+import sys
+from pip._internal.cli.main import main
+from pip._vendor.packaging import markers
+ours = markers.default_environment
+theirs = {"python_full_version": sys.argv[1], "python_version": sys.argv[1].rsplit(".", 1)[0]}
+markers.default_environment = lambda: {**ours(), **theirs}
+sys.exit(main(sys.argv[2:]))
+"""
 
 LOCKS = {
-    "build": Lock((), "3.11"),
-    "control": Lock((), "3.11"),
-    "worker": Lock(("worker",), "3.12"),
-    "worker-cpu": Lock(("worker",), "3.11", cpu=True),
+    "build": Lock((), "3.11.2"),
+    "control": Lock((), "3.11.2"),
+    "worker": Lock(("worker",), "3.12.3"),
+    "worker-cpu": Lock(("worker",), "3.11.2", cpu=True),
 }
 
 
@@ -73,7 +83,8 @@ def resolve(name: str) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.json")
         command = [
-            sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed", "--only-binary=:all:",
+            sys.executable, "-c", PIP_AS, lock.python, "install",
+            "--quiet", "--dry-run", "--ignore-installed", "--only-binary=:all:",
             f"--python-version={lock.python}", "--implementation=cp", *platforms, f"--target={folder}/target",
             f"--constraint={ROOT / 'constraints.txt'}", f"--report={report}",
         ]  # fmt: skip
