@@ -19,7 +19,10 @@ from tests.benchmarks.statistic import Interval, times
 
 # Relative, Euclidean, of final latents: what float32 is held to; and what two ways to round sixteen bits differ by.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 6e-2}
-_SEEN = 3.0  # times the tolerance that a LoRA has to change the output by, to be known to act
+# A LoRA is known to act on both sides where it changes the output by so many times what the two differ by: one that
+# acts on one side only makes both numbers the same.
+_SEEN = 3.0
+_LEAST_EFFECT = 3e-4
 
 
 def error(ours: Tensor, theirs: Tensor) -> float:
@@ -46,7 +49,8 @@ class Gate:
 
     @property
     def open(self) -> bool:
-        return self.error <= self.tolerance and (self.effect is None or self.effect >= _SEEN * self.tolerance)
+        acts = self.effect is None or self.effect >= max(_SEEN * self.error, _LEAST_EFFECT)
+        return self.error <= self.tolerance and acts
 
     def ratio(self, value: Interval | float, form: Callable[[float], str] = times) -> str:
         """The ratio as a cell; or the reason why there is none."""
@@ -58,7 +62,7 @@ class Gate:
     def refusal(self) -> str:
         if self.error > self.tolerance:
             return f"the outputs differ by {self.error:.1e}, allowed are {self.tolerance:.0e}"
-        return f"the LoRA changes the output by no more than {self.effect:.1e}"
+        return f"the LoRA changes the output by no more than {self.effect:.1e}, and they differ by {self.error:.1e}"
 
     @property
     def text(self) -> str:

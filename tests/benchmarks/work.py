@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tests.engine.pictures import hole, picture
 
-_STRENGTH = 0.5  # of a layer's change beside the layer's own weight, of norms
+_STRENGTH = 1.0  # of a layer's change beside the layer's own weight, of norms
 
 
 @dataclass(frozen=True, eq=False)

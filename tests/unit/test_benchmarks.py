@@ -75,6 +75,8 @@ def test_a_gate_opens_for_equal_outputs_of_a_lora_that_acts():
     assert not apart.open and apart.ratio(2.5).startswith("none: the outputs differ by 1.0e-03")
     idle = report.Gate.of(ours, ours, torch.float32, ours)
     assert not idle.open and "the LoRA changes the output" in idle.ratio(2.5)
+    one_sided = report.Gate.of(ours, ours * 1.005, torch.float16, ours)
+    assert one_sided.error <= one_sided.tolerance and not one_sided.open, "ours is what the peer's is without the LoRA"
     assert not report.Gate.of(ours, ours * torch.nan, torch.float32).open
     assert not report.Gate.of(ours, ours[:, :2], torch.float32).open
     assert report.worst([gate, apart]) is apart
