@@ -136,7 +136,9 @@ class WarmRenderer(Listener):
     def _measure(self, width: int, height: int) -> None:
         """Learn how many rows the device takes gladly, and what LoRAs cost it beside that."""
         step = self._pace.seconds("denoise", Work(width, height, 2))
-        if step > _SLOW_STEP:  # where a step is so long, a merge is nothing and a batch no gain
+        slow = step > _SLOW_STEP
+        self.engine.quicken(width, height, rows=2, repeats=1 if slow else 3)
+        if slow:  # where a step is so long, a merge is nothing and a batch no gain
             return
         rows, sets = _TRIALS[torch.device(self.device).type]
         most = self._settings.max_batch_rows

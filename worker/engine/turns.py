@@ -39,12 +39,15 @@ class Turns:
         self._pixels = 0  # of the pictures that the costs were measured at
         self._choice: tuple[object, Choice] | None = None
 
+    def quicken(self, latent_size: tuple[int, int], rows: int, repeats: int) -> None:
+        """Keep what makes forwards of `rows` rows at latents of (height, width) quicker here."""
+        if self._swaps.packed is None:
+            trial = forward_of(self._unet, latent_size, _TOKENS, rows)
+            self._swaps.packed = packed_where_quicker(self._unet, trial, repeats)
+
     def measure(self, latent_size: tuple[int, int], rows: Sequence[int], sets: Sequence[int], repeats: int) -> Costs:
         """What steps, merges and mixed steps cost at latents of (height, width), with whatever makes them quicker."""
         merger = self._swaps.merger
-        if self._swaps.packed is None:
-            trial = forward_of(self._unet, latent_size, _TOKENS, min(rows))
-            self._swaps.packed = packed_where_quicker(self._unet, trial, repeats)
         trials = {"rows": rows, "ranks": (16, 128), "sets": sets, "repeats": repeats}
         return measure(self._unet, merger, self._mixed, latent_size=latent_size, **trials)
 
