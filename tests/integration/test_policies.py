@@ -327,7 +327,7 @@ def test_create_once_and_tls_are_asked_for_where_the_store_can_tell() -> None:
     assert once["Effect"] == "Deny" and once["Condition"] == {"Null": {"s3:if-none-match": "true"}}
     written = {place for sid in ("SdkCreatesSpecsAndCancelsJobs", "WorkerWrites") for place in parts[sid]["Resource"]}
     covered = {place.split("/")[2] for place in once["Resource"]}
-    assert {place.split("/")[2] for place in written} - covered == {"states", "models"}  # a state, a model's card replace the one before
+    assert {place.split("/")[2] for place in written} - covered == {"states", "models"}  # replaced
     actions = {action for part in policy["Statement"] if part["Effect"] == "Allow" for action in part["Action"]}
     assert actions == {"s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:ListBucket"}
 
