@@ -8,9 +8,10 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
+from itertools import cycle
 from pathlib import Path
 
 from PIL import Image
@@ -34,12 +35,22 @@ from producer.client import Client
 from producer.embedded import EmbeddedFarm
 from producer.handle import JobHandle
 from producer.page import write_page
-from producer.photos import Scene, demo_scenes
+from producer.photos import STUDIO, Scene, demo_scenes
 from producer.process import Process
 
 _MARKER = ".inpaint-farm-demo"
 _PARTS = ("farm", "inputs", "pictures", "results.ndjson", "index.html")
-_STEPS = 8
+# Of the model that is rendered with: the sizes it was trained on, and what was found to look best with it.
+SIZES = ("128x128", "192x128", "128x192", "192x192")
+_STEPS, _GUIDANCE = 12, 2.0
+# Each brand's LoRA, and the words for its look.
+BRANDS = {
+    "polka": "polka dots",
+    "confetti": "confetti",
+    "neon": "neon grid",
+    "terrazzo": "terrazzo",
+    "stripes": "diagonal stripes",
+}
 
 
 def run_demo(out: Path, *, jobs: int, console: Console) -> int:
@@ -52,14 +63,11 @@ def run_demo(out: Path, *, jobs: int, console: Console) -> int:
     console.print("Making the demo model, and starting Redis and one worker …")
     model = out / "farm" / "model"
     _make_model(model, out / "farm" / "model.log")
-    loras = sorted((model / "loras").glob("*.safetensors"))
     with EmbeddedFarm(out / "farm", model_path=model / "checkpoint", environment=_environment(out, model)) as farm:
         farm.wait_ready()
         client = Client(farm.settings)
         begin = time.monotonic()
-        handles = [
-            client.submit(_job(scene, loras[index % len(loras)], out)) for index, scene in enumerate(demo_scenes(jobs))
-        ]
+        handles = [client.submit(job) for job in _jobs(demo_scenes(jobs), model / "loras", out)]
         results = list(_watch(handles, farm, console))
         seconds = time.monotonic() - begin
         scraped = farm.scrape()
@@ -92,7 +100,7 @@ def _clear(out: Path) -> None:
 def _environment(out: Path, model: Path) -> dict[str, str]:
     return {
         "FARM_LOCAL_ROOTS": json.dumps([str(out / "inputs"), str(out / "pictures"), str(model / "loras")]),
-        "FARM_SIZE_BUCKETS": json.dumps(["192x192", "240x144", "144x240", "216x168", "168x216"]),
+        "FARM_SIZE_BUCKETS": json.dumps(SIZES),
         "FARM_LEASE_SECONDS": "30",
     }
 
@@ -107,7 +115,19 @@ def _make_model(folder: Path, log: Path) -> None:
         raise Misconfigured(f"The demo model could not be made: {maker.tail(400)}")
 
 
-def _job(scene: Scene, lora: Path, out: Path) -> InpaintJob:
+def _jobs(scenes: Iterable[Scene], loras: Path, out: Path) -> Iterator[InpaintJob]:
+    """A studio's backdrop comes in a brand's look, the next brand's each time; what is no backdrop, in none."""
+    brands = cycle(BRANDS.items())
+    for scene in scenes:
+        if scene.prompt in STUDIO:
+            name, words = next(brands)
+            lora = LoraRef(path=f"file://{loras / name}.safetensors")
+            yield _job(scene, f"{scene.prompt}, {words}", (lora,), out)
+        else:
+            yield _job(scene, scene.prompt, (), out)
+
+
+def _job(scene: Scene, prompt: str, loras: tuple[LoraRef, ...], out: Path) -> InpaintJob:
     def put(picture: Image.Image, name: str) -> str:
         buffer = BytesIO()
         picture.save(buffer, "PNG")
@@ -119,9 +139,11 @@ def _job(scene: Scene, lora: Path, out: Path) -> InpaintJob:
         custom_id=scene.custom_id,
         image=put(scene.image, f"{scene.custom_id}.png"),
         mask=put(scene.mask, f"{scene.custom_id}-mask.png"),
-        prompt=scene.prompt,
-        loras=(LoraRef(path=f"file://{lora}", scale=1.0),),
+        prompt=prompt,
+        loras=loras,
         num_inference_steps=_STEPS,
+        guidance_scale=_GUIDANCE,
+        scheduler="model",
         output=f"file://{out / 'pictures'}/",
     )
 
@@ -188,9 +210,12 @@ def _report(
         f"median {summary['lora_swap_median_ms']} ms; largest difference outside the masks: "
         f"{summary['largest_difference_outside_the_mask']}"
     )
+    failures: dict[str, list[str]] = {}
     for result in results:
         if result.error:
-            console.print(f"  {result.custom_id}: {result.error.code}: {result.error.message}", markup=False)
+            failures.setdefault(f"{result.error.code}: {result.error.message}", []).append(result.custom_id)
+    for why, which in failures.items():
+        console.print(f"  {', '.join(which)}: {why}", markup=False)
     console.print("From the worker's /metrics:")
     for line in scraped.splitlines():
         if _SHOWN.match(line):

@@ -31,19 +31,26 @@ PHOTOGRAPHS: Final[dict[str, tuple[str, tuple[int, int]]]] = {
     "rocket": ("rocket.jpg", (640, 427)),
 }
 
-BACKDROPS: Final = (
+# What a studio hangs up: the backdrops that brand looks are made for.
+STUDIO: Final = (
     "red gradient studio backdrop",
-    "white marble table top, soft shadow",
     "plain blue studio backdrop",
-    "light oak wood table top",
     "green gradient studio backdrop",
-    "grey linen fabric backdrop",
-    "warm bokeh lights in the evening",
-    "white ceramic tiles, soft light",
     "pastel pink seamless paper backdrop",
-    "dark slate stone, side light",
+    "plain orange studio backdrop",
     "yellow seamless paper backdrop",
     "teal to purple gradient backdrop",
+    "grey gradient studio backdrop",
+)
+PLACES: Final = (
+    "white marble table top, soft shadow",
+    "light oak wood table top",
+    "warm bokeh lights in the evening",
+    "dark slate stone, side light",
+)
+# Two of the studio's, then a place, and so on.
+BACKDROPS: Final = tuple(
+    prompt for turn, place in enumerate(PLACES) for prompt in (*STUDIO[2 * turn : 2 * turn + 2], place)
 )
 
 

@@ -9,7 +9,7 @@ import click
 
 import farm
 from farm.config import load_settings
-from farm.errors import FarmError, from_foreign
+from farm.errors import FarmError, Misconfigured, from_foreign
 from farm.ledger import Ledger, connect
 from farm.logs import set_up
 
@@ -47,13 +47,14 @@ def run() -> None:
 
 @main.command("demo-model")
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--seed", default=0, show_default=True, help="Seed of the random weights.")
-def demo_model(folder: Path, seed: int) -> None:
-    """Write a small checkpoint with random weights, and some LoRAs for it, into FOLDER."""
-    from worker.demo.checkpoint import make_checkpoint, make_loras
+def demo_model(folder: Path) -> None:
+    """Write the small trained model that comes with the package, and its LoRAs, into FOLDER."""
+    from worker.demo.shipped import copy_model
 
-    make_checkpoint(folder / "checkpoint", seed=seed)
-    make_loras(folder / "loras", folder / "checkpoint", seed=seed)
+    try:
+        copy_model(folder)
+    except FileExistsError as error:
+        raise Misconfigured(str(error)) from None
     click.echo(folder)
 
 

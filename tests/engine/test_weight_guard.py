@@ -95,7 +95,7 @@ def test_a_weight_that_changed_is_named(renderer, part):
 
 def test_the_copy_that_a_merged_weight_is_restored_from_is_looked_at(renderer):
     renderer.render(make_request(loras=(lora_asset(renderer),), num_inference_steps=1))
-    name, copy = next(iter(renderer._merger._pristine.items()))
+    name, copy = next(iter(renderer.engine.merger._pristine.items()))
     with torch.inference_mode():  # in which a render made it
         copy.view(-1)[0] += 1
     assert [n.removesuffix(".weight") for n in everything(renderer)] == [name.replace("text_model.", "")]
@@ -130,7 +130,7 @@ def test_samples_take_turns_until_all_were_looked_at(renderer):
 
 @pytest.mark.parametrize(("every", "looks"), [(0, 0), (1, 6), (3, 2)])
 def test_a_look_follows_every_nth_swap(renderer, every, looks, monkeypatch):
-    guard = WeightGuard(renderer._pipe, renderer._merger, every=every)
+    guard = WeightGuard(renderer._pipe, renderer.engine.merger, every=every)
     made = []
     monkeypatch.setattr(guard, "check", lambda: made.append(1) or [])
     for _ in range(6):

@@ -12,6 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from producer.demo import BRANDS, SIZES
+from worker.demo import shipped
+from worker.demo.scenes.looks import LOOKS
+from worker.demo.training.lineage import Lineage
+
 COMMAND = [sys.executable, "-m", "producer", "demo"]
 
 
@@ -42,14 +47,30 @@ def results(demo):
     return [json.loads(line) for line in (demo[0] / "results.ndjson").read_text().splitlines()]
 
 
-def test_all_jobs_succeeded_with_three_loras_alternating(results):
+def test_all_jobs_succeeded(results):
     assert len(results) >= 24
     assert {result["status"] for result in results} == {"succeeded"}
     assert len({result["custom_id"] for result in results}) == len(results)
-    loras = [result["loras"][0]["path"] for result in results]
-    assert len(set(loras)) >= 3
-    assert all(one != following for one, following in pairwise(loras))
     assert {"custom_id", "status", "image", "mask", "outputs", "error", "timings"} <= set(results[0])
+
+
+def test_brands_alternate_job_by_job_where_the_backdrop_is_a_studios(results):
+    branded = [result for result in results if result["loras"]]
+    assert {result["custom_id"].split("-")[2] for result in branded} == {"keep"}
+    names = [Path(result["loras"][0]["path"]).stem for result in branded]
+    assert len(names) >= len(results) // 3 and set(names) == set(BRANDS)
+    assert all(one != following for one, following in pairwise(names))
+    for result, name in zip(branded, names, strict=True):
+        assert result["prompt"].endswith(BRANDS[name]) and result["lora_swap_seconds"] > 0
+    assert not any(words in result["prompt"] for result in results if not result["loras"] for words in BRANDS.values())
+
+
+def test_the_brands_are_those_that_the_model_comes_with():
+    assert set(BRANDS) == {path.stem for path in shipped.LORAS.glob("*.safetensors")} == set(LOOKS)
+    assert all(words in LOOKS[name].triggers for name, words in BRANDS.items())
+    settings = Lineage.load(shipped.JOURNAL).settings
+    trained = {(width, height) for height, width, _ in settings["pool"]["shapes"]}
+    assert {tuple(map(int, size.split("x"))) for size in SIZES} <= trained
 
 
 def path_of(uri: str) -> Path:

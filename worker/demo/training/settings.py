@@ -129,7 +129,7 @@ CPU = Settings(
     pool=PoolSettings(((128, 128, 13_000), (192, 128, 1_200), (128, 192, 1_200), (192, 192, 800))),
     denoiser=DenoiserSettings(Schedule(steps=20_000, batch=16, learning_rate=5e-4, average=0.999), (48, 96, 160)),
     looks=LookSettings(
-        Schedule(steps=800, batch=8, learning_rate=1e-3, warmup=20, average=0.99),
+        Schedule(steps=2_400, batch=8, learning_rate=1e-3, warmup=20, average=0.99),
         PoolSettings(((128, 128, 700),)),
         attention_rank=2,
         convolution_rank=3,
