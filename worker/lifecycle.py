@@ -24,7 +24,7 @@ from worker.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
-OUTAGE_PINGS = 2  # missed in a row; one may be a connection that was cut
+OUTAGE_PINGS = 1  # a second without Redis: Celery connects anew, which costs nothing but a moment
 
 
 class ServedRenderer(Renderer, Protocol):
