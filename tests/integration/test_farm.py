@@ -225,7 +225,7 @@ def test_a_preempted_job_goes_on_at_its_step_to_the_same_bits(model, tmp_path, s
         result = handle.result(timeout=90)
         assert result.outputs[0].sha256 == whole.outputs[0].sha256
         assert result.attempt == 1 and not result.warnings
-        assert 0 < result.timings["denoise"] < whole.timings["denoise"]
+        assert 0 < desk.metric("farm_denoise_steps_total") < 30  # of the second worker, which made the rest alone
 
 
 def test_the_same_job_over_s3(model, tmp_path, monkeypatch, s3_server, s3_bucket):
