@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 REGISTRY = CollectorRegistry()
+_counter = partial(Counter, registry=REGISTRY)
+_gauge = partial(Gauge, registry=REGISTRY)
+_histogram = partial(Histogram, registry=REGISTRY)
 
 STAGES = (
     "queue_wait", "fetch", "decode", "lora", "vae_encode", "denoise", "vae_decode", "encode", "store", "total",
@@ -19,109 +24,73 @@ SWAP_TIERS = (*LORA_TIERS, "remote")
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _SWAP_SECONDS = (0.0001, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5)
 
-jobs = Counter("farm_jobs_total", "Jobs ended by this worker, by how.", ("model", "status", "error"), registry=REGISTRY)
-images = Counter("farm_images_total", "Pictures written.", ("model",), registry=REGISTRY)
-denoise_steps = Counter("farm_denoise_steps_total", "Denoising steps made, one a row.", registry=REGISTRY)
-job_seconds = Histogram(
-    "farm_job_seconds",
-    "Seconds a job spent in each stage.",
-    ("model", "stage"),
-    buckets=_SECONDS,
-    registry=REGISTRY,
+jobs = _counter("farm_jobs_total", "Jobs ended by this worker, by how.", ("model", "status", "error"))
+images = _counter("farm_images_total", "Pictures written.", ("model",))
+denoise_steps = _counter("farm_denoise_steps_total", "Denoising steps made, one a row.")
+job_seconds = _histogram("farm_job_seconds", "Seconds a job spent in each stage.", ("model", "stage"), buckets=_SECONDS)
+lora_swaps = _counter("farm_lora_swaps_total", "LoRA sets put on, by where they came from.", ("tier",))
+lora_swap_seconds = _histogram(
+    "farm_lora_swap_seconds", "Seconds to put a LoRA set on the model.", buckets=_SWAP_SECONDS
 )
-lora_swaps = Counter(
-    "farm_lora_swaps_total", "LoRA sets put on, by where they came from.", ("tier",), registry=REGISTRY
-)
-lora_swap_seconds = Histogram(
-    "farm_lora_swap_seconds",
-    "Seconds to put a LoRA set on the model.",
-    buckets=_SWAP_SECONDS,
-    registry=REGISTRY,
-)
-lora_resident = Gauge("farm_lora_resident", "LoRAs held ready in memory.", registry=REGISTRY)
-lora_load_seconds = Histogram(
+lora_resident = _gauge("farm_lora_resident", "LoRAs held ready in memory.")
+lora_load_seconds = _histogram(
     "farm_lora_load_seconds",
     "Seconds to bring a weights file to where jobs take it from, by the tier it came from; 0 where it was there.",
     ("tier",),
     buckets=_SECONDS,
-    registry=REGISTRY,
 )
-lora_evictions = Counter(
-    "farm_lora_evictions_total", "Weights files dropped for room, by tier.", ("tier",), registry=REGISTRY
-)
-lora_bytes = Gauge(
+lora_evictions = _counter("farm_lora_evictions_total", "Weights files dropped for room, by tier.", ("tier",))
+lora_bytes = _gauge(
     "farm_lora_bytes",
     "Weights files kept: on the device (resident), in ram, on disk (which the machine's workers may share).",
     ("tier",),
-    registry=REGISTRY,
 )
-engine_batch_size = Histogram(
+engine_batch_size = _histogram(
     "farm_engine_batch_size",
     "Rows of a UNet forward: two a picture under guidance.",
     buckets=(1, 2, 4, 6, 8, 12, 16, 24, 32, 64),
-    registry=REGISTRY,
 )
-engine_busy_seconds = Counter(
-    "farm_engine_busy_seconds_total", "Seconds inside model forwards (text encoder, VAE, UNet).", registry=REGISTRY
+engine_busy_seconds = _counter(
+    "farm_engine_busy_seconds_total", "Seconds inside model forwards (text encoder, VAE, UNet)."
 )
-vram_bytes = Gauge(
-    "farm_vram_bytes",
-    "Device memory; on a CPU the process's resident memory.",
-    ("device", "kind"),
-    registry=REGISTRY,
-)
-worker_state = Gauge("farm_worker_state", "1 for the state the worker is in.", ("state",), registry=REGISTRY)
-gpu_faults = Counter(
+vram_bytes = _gauge("farm_vram_bytes", "Device memory; on a CPU the process's resident memory.", ("device", "kind"))
+worker_state = _gauge("farm_worker_state", "1 for the state the worker is in.", ("state",))
+gpu_faults = _counter(
     "farm_gpu_faults_total",
     "What the device did not survive: memory (a job ran out of it), sticky (its context is lost), drift (of weights).",
     ("kind",),
-    registry=REGISTRY,
 )
 
-dropped_messages = Counter(
-    "farm_dropped_messages_total", "Messages in the queue that were no hints.", registry=REGISTRY
-)
+dropped_messages = _counter("farm_dropped_messages_total", "Messages in the queue that were no hints.")
 
 # The dispatcher's. Of several dispatchers only the one that leads fills the queue's gauges.
 
-queue_jobs = Gauge(
+queue_jobs = _gauge(
     "farm_queue_jobs",
     "Jobs by state: unindexed (accepted, waiting in the store), ready, hinted, running.",
     ("model", "state"),
-    registry=REGISTRY,
 )
-queue_oldest_seconds = Gauge(
-    "farm_queue_oldest_seconds", "Age of the oldest job that is ready to be hinted.", ("model",), registry=REGISTRY
+queue_oldest_seconds = _gauge(
+    "farm_queue_oldest_seconds", "Age of the oldest job that is ready to be hinted.", ("model",)
 )
-backlog_gpu_seconds = Gauge(
+backlog_gpu_seconds = _gauge(
     "farm_backlog_gpu_seconds",
     "Work left: jobs that have not ended, times the seconds a worker spends on one.",
     ("model",),
-    registry=REGISTRY,
 )
-hints = Counter("farm_hinted_jobs_total", "Jobs hinted to the workers.", ("model",), registry=REGISTRY)
-redeliveries = Counter(
-    "farm_redeliveries_total", "Jobs made ready again: a lease ended, a retry was due, a hint came to nothing.",
-    registry=REGISTRY,
-)  # fmt: skip
-dead_jobs = Counter(
-    "farm_dead_jobs_total",
-    "Jobs given up although nothing is known to be wrong with them.",
-    registry=REGISTRY,
+hints = _counter("farm_hinted_jobs_total", "Jobs hinted to the workers.", ("model",))
+redeliveries = _counter(
+    "farm_redeliveries_total", "Jobs made ready again: a lease ended, a retry was due, a hint came to nothing."
 )
-orphans = Counter(
-    "farm_orphans_total", "Outputs deleted that no result names, their jobs being over.", registry=REGISTRY
-)
-webhooks = Counter(
+dead_jobs = _counter("farm_dead_jobs_total", "Jobs given up although nothing is known to be wrong with them.")
+orphans = _counter("farm_orphans_total", "Outputs deleted that no result names, their jobs being over.")
+webhooks = _counter(
     "farm_webhooks_total",
     "Tries to send webhooks by what came of them: delivered; failed; refused (the farm may not call "
     "it); gone (the receiver answered 410); given_up (after a day of tries).",
     ("outcome",),
-    registry=REGISTRY,
 )
-reconciled = Counter(
-    "farm_reconciled_total", "Batches and single jobs brought back into the index from the store.", registry=REGISTRY
-)
+reconciled = _counter("farm_reconciled_total", "Batches and single jobs brought back into the index from the store.")
 
 
 def declare(model: str, device: str) -> None:
