@@ -77,10 +77,13 @@ def test_the_first_steps_of_the_autoencoder_are_the_shipped_ones(tmp_path: Path)
     wanted = Lineage.load(shipped.JOURNAL).curve("autoencoder")
     found = {line["step"]: line["loss"] for line in read_journal(tmp_path / "log.jsonl")}
     assert len(wanted) >= BEGINNING // 10 - 1 and set(wanted) <= set(found)
-    # rounding grows from step to step, as in every training: a hundredth at first, a tenth of the loss in the end
-    for step, loss in wanted.items():
-        assert found[step] == pytest.approx(loss, rel=0.01 if step <= 20 else 0.1), step
-    assert mean(found[step] for step in wanted) == pytest.approx(mean(wanted.values()), rel=0.02)
+    apart = {step: math.log(found[step] / loss) for step, loss in wanted.items()}
+    # Rounding grows from step to step, as in every training: nothing at first; in the end the two runs are as far from
+    # each other as each is from its own trend (6 %), seen with one thread and with two.
+    for step, ratio in apart.items():
+        assert abs(ratio) < (0.01 if step <= 50 else 0.2), (step, ratio)
+    assert math.sqrt(mean(ratio**2 for ratio in apart.values())) < 0.08
+    assert abs(mean(apart.values())) < 0.02
 
 
 @pytest.mark.full
