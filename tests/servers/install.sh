@@ -1,6 +1,6 @@
 #!/bin/sh
-# Installs the Debian packages that the tests use as real parts: Ceph's radosgw (S3), redis-server (the second Redis)
-# and chromium (which opens the report).
+# Installs the Debian packages that the tests use as real parts: Ceph's radosgw (S3), redis-server (the second Redis),
+# prometheus (which scrapes a farm, and whose promtool tries the alerts) and chromium (which opens the report).
 # Does nothing, fast, when they are there. Without root or apt it says so in one line and ends 0: the tests say again
 # what they use instead.
 set -eu
@@ -8,7 +8,7 @@ set -eu
 missing=
 for pair in radosgw:radosgw radosgw-admin:radosgw ceph-mon:ceph-mon ceph-osd:ceph-osd \
     ceph-authtool:ceph-common monmaptool:ceph-common osdmaptool:ceph-common redis-server:redis-server \
-    chromium:chromium; do
+    prometheus:prometheus promtool:prometheus chromium:chromium; do
     if ! PATH="$PATH:/usr/sbin:/sbin" command -v "${pair%%:*}" >/dev/null 2>&1; then
         case " $missing " in
         *" ${pair#*:} "*) ;;
