@@ -45,3 +45,6 @@ def test_photographs_of_a_demo_come_once_each_beside_their_edits(tmp_path: Path)
     given, edited = sheets.photographs(tmp_path)
     assert [np.asarray(tile)[0, 0].tolist() for tile in given.tiles] == [[0, 0, 0], [3, 0, 0]]
     assert [np.asarray(tile)[0, 0].tolist() for tile in edited.tiles] == [[0, 255, 0], [3, 255, 0]]
+    without_labels = sheets.sheet([given, edited], tile=20, label=0)
+    assert without_labels.size == (sheets._COLUMNS * (20 + sheets._GAP), 2 * (20 + sheets._GAP))
+    assert without_labels.getpixel((20 + sheets._GAP, 20 + sheets._GAP)) == (3, 255, 0)

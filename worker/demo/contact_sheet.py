@@ -1,7 +1,7 @@
 """`python -m worker.demo.contact_sheet`: what the shipped model does, on one PNG.
 
 Columns are held-out scenes, rows are prompts; the first row shows what was given. With `--demo FOLDER`, the folder of
-a `farm demo`, its real photographs come first, each beside its edit.
+a `farm demo`, its real photographs come first, each beside its edit; `--photographs FILE` writes only these, larger.
 """
 
 from __future__ import annotations
@@ -55,9 +55,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m worker.demo.contact_sheet", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".png"))
     parser.add_argument("--demo", type=Path, help="folder of a `farm demo`")
+    parser.add_argument("--photographs", type=Path, help="with --demo: write them alone, without labels")
     parser.add_argument("--checkpoint", type=Path, default=shipped.CHECKPOINT)
     parser.add_argument("--loras", type=Path, default=shipped.LORAS)
     given = parser.parse_args()
+    if given.photographs:
+        given.photographs.write_bytes(png(sheet(list(photographs(given.demo)), tile=150, label=0)))
+        return 0
     rows = [*(photographs(given.demo) if given.demo else ()), *scenes(Painter(given.checkpoint, given.loras))]
     data = png(sheet(rows))
     if len(data) > LARGEST:
@@ -106,16 +110,17 @@ def _image(picture: np.ndarray) -> Image.Image:
     return Image.fromarray((np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8).transpose(1, 2, 0))
 
 
-def sheet(rows: Sequence[Row]) -> Image.Image:
-    """The rows below one another, each with its label at the left."""
-    step = _TILE + _GAP
-    canvas = Image.new("RGB", (_LABEL + _COLUMNS * step, len(rows) * step), "white")
+def sheet(rows: Sequence[Row], *, tile: int = _TILE, label: int = _LABEL) -> Image.Image:
+    """The rows below one another, each with its label at the left in a column of `label` px (0: without)."""
+    step = tile + _GAP
+    canvas = Image.new("RGB", (label + _COLUMNS * step, len(rows) * step), "white")
     pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(12)
     for number, row in enumerate(rows):
-        pen.multiline_text((4, number * step + 6), _wrapped(row.label, font), "black", font)
-        for column, tile in enumerate(row.tiles):
-            small = ImageOps.fit(tile, (_TILE, _TILE), Image.Resampling.LANCZOS)
-            canvas.paste(small, (_LABEL + column * step, number * step))
+        if label:
+            pen.multiline_text((4, number * step + 6), _wrapped(row.label, font), "black", font)
+        for column, picture in enumerate(row.tiles):
+            small = ImageOps.fit(picture, (tile, tile), Image.Resampling.LANCZOS)
+            canvas.paste(small, (label + column * step, number * step))
     return canvas
 
 
