@@ -66,8 +66,9 @@ class PrivateRedis:
     def _answers(self) -> bool:
         with self.client() as client:
             try:
-                # The port may be another program's by now: only this folder's server counts.
-                return str(client.config_get("dir")["dir"]) == str(self.folder.resolve())
+                # The port may be another program's by now: only this folder's server counts, once it has read its file.
+                ours = str(client.config_get("dir")["dir"]) == str(self.folder.resolve())
+                return ours and not client.info("persistence")["loading"]
             except (redis.ConnectionError, redis.TimeoutError):
                 return False
 
