@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -21,19 +22,17 @@ from farm.states import JobState
 from producer.following import Following, skipping
 from producer.handle import JobHandle
 from producer.index import Index
-from producer.results import read_results
-
-LOOK_AGAIN_SECONDS = 30.0
-_READERS = 16  # results on their way at once
+from producer.results import READERS, read_results
 
 
 class BatchHandle:
     """What `Client.submit_batch` returns; `Client.batch(id)` opens it again."""
 
-    def __init__(self, footer: BatchFooter, shelf: Shelf, index: Index):
+    def __init__(self, footer: BatchFooter, shelf: Shelf, index: Index, *, look_again_in: float):
         self.id, self.tenant, self.jobs = footer.batch_id, footer.tenant, footer.jobs
         self._footer, self._shelf, self._index = footer, shelf, index
         self._ledger, self._batches = index.ledger, index.batches
+        self._look_again_in = look_again_in
 
     def __repr__(self) -> str:
         return f"BatchHandle(id={self.id!r}, jobs={self.jobs})"
@@ -84,17 +83,17 @@ class BatchHandle:
         The first `skip` jobs are left out. `on_result` is told of each when it is read, which may be before its turn;
         `on_wait` is called before each pause. Raises ResultTimeout when none has ended for `timeout` seconds.
         """
-        if self._over():
+        if self._summed_up(self._shelf.retry_count(self.tenant, self.id)) is not None:  # it may be read by the shard
             return self._told(skip, on_result)
         following = Following(self._index, self._shelf)
         return following.results(
             skipping(self.refs(), skip), ordered=ordered, timeout=timeout, on_result=on_result, on_wait=on_wait
         )
 
-    def _over(self) -> bool:
-        """Every job has ended, and none was retried since: its results may be read by the shard."""
+    def _summed_up(self, retries: int) -> BatchSummary | None:
+        """How every job had ended after so many retries; None where that is not written down."""
         summary = self._shelf.summary(self.tenant, self.id)
-        return summary is not None and summary.done and summary.retries == self._shelf.retry_count(self.tenant, self.id)
+        return summary if summary is not None and summary.done and summary.retries == retries else None
 
     def _told(self, skip: int, on_result: Callable[[JobResult], object]) -> Iterator[JobResult]:
         for result in islice(self.results(), skip, None):
@@ -136,7 +135,7 @@ class BatchHandle:
     def retry_failed(self, *, codes: frozenset[str] | None = None) -> int:
         """Give every failed job (with one of `codes`) another generation; how many. The old results stay."""
         refs: list[JobRef] = []
-        with ThreadPoolExecutor(_READERS) as pool:
+        with ThreadPoolExecutor(READERS) as pool:
             for group in self.refs():
                 results = zip(group, read_results(self._shelf, group, pool), strict=True)
                 refs += [ref for ref, result in results if result is not None and _failed(result, codes)]
@@ -147,26 +146,40 @@ class BatchHandle:
 
         Those that have a later generation than these already are left alone.
         """
-        before = self._shelf.retry_count(self.tenant, self.id)
-        self._batches.announce(self.tenant, self.id, look_again_in=LOOK_AGAIN_SECONDS)
+        if not refs:
+            return 0
+        self._batches.announce(self.tenant, self.id, look_again_in=self._look_again_in)
         again = write_retry(self._shelf, self.tenant, self.id, refs)
-        if again and not self._batches.uncount(self.tenant, self.id, JobState.FAILED, len(again)):
-            self._open_again(before, len(again))
-        self._ledger.enqueue(again, counted=False)
+        if again and self._batches.uncount(self.tenant, self.id, JobState.FAILED, len(again)):
+            self._ledger.enqueue(again, counted=False)
+        else:
+            self.open_again(again)
         return len(again)
 
-    def _open_again(self, retries: int, jobs: int) -> None:
-        """The index knows no more of this batch: tell it from the summary what is left, or let it be gone through."""
-        summary, counts, next_shard = self._shelf.summary(self.tenant, self.id), {}, 0
-        if summary is not None and summary.retries == retries:
-            counts = {state.value: count for state, count in summary.counts.items()}
-            counts["failed"] = counts.get("failed", 0) - jobs
-            next_shard = self._footer.shards
-        self._batches.open(
-            self._footer, next_shard=next_shard, retries=retries + 1, counts=counts, look_again_in=LOOK_AGAIN_SECONDS
-        )
+    def open_again(self, again: Sequence[JobRef] = ()) -> None:
+        """Tell an index that may know no more of this batch what is left of it: `again`, the jobs of its last retry.
+
+        The summary before that says how all others ended. Where there is none, whoever indexes the batch goes through
+        all of it, and finds `again`, too.
+        """
+        retries = self._shelf.retry_count(self.tenant, self.id)
+        summary = self._summed_up(retries - bool(again))
+        if summary is not None and not again:  # nothing is left: what announced it is taken back
+            self._batches.close(self.tenant, self.id, retries=retries)
+            return
+        if summary is None:
+            self._batches.reopen(self._footer, retries=retries, look_again_in=self._look_again_in)
+        else:
+            counts = Counter({state.value: count for state, count in summary.counts.items()})
+            counts[JobState.FAILED.value] -= len(again)
+            self._batches.open(
+                self._footer, next_shard=self._footer.shards, retries=retries, counts=counts,
+                look_again_in=self._look_again_in,
+            )  # fmt: skip
         if self._shelf.canceled(self.tenant, self.id):
             self._batches.cancel(self.id)
+        if summary is not None:
+            self._ledger.enqueue(again, counted=False)
 
     def _known(self, known: bool) -> None:
         if known:

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from itertools import count, islice
 from pathlib import Path
 
-from farm import keys
+from farm import keys, tracing
 from farm.config import Settings, load_settings
 from farm.errors import (
     DeadlineInPast,
@@ -39,8 +39,6 @@ from producer.manifest import Manifest
 
 log = logging.getLogger(__name__)
 
-# Without word from the producer somebody looks into the store after so long.
-LOOK_AGAIN_SECONDS = 30.0
 _UPLOADS = 4  # shards on their way at once
 
 
@@ -56,11 +54,9 @@ class Client:
         self.index = index or Index(connect(self.settings.redis_url))
         self._ledger, self._batches = self.index.ledger, self.index.batches
         self._shelf = Shelf(self.store, self.settings.store)
+        self._look_again_in = self.settings.batch_look_seconds
         self.tenants = Tenants.load(self.settings)
-
-    def ping(self) -> None:
-        """Raises QueueUnavailable if Redis does not answer."""
-        self._ledger.ping()
+        tracing.begin("inpaint-farm-client")
 
     # One job
 
@@ -71,6 +67,7 @@ class Client:
         raises IdempotencyConflict. Raises InvalidInput for a job that cannot be right; QuotaExceeded, FarmFull,
         StoreUnavailable or QueueUnavailable when the farm takes nothing now ("try later").
         """
+        began = time.time()
         if not job.custom_id:
             job = job.model_copy(update={"custom_id": job.content_name()})
         batch = keys.batch_id(job.tenant, idempotency_key, single=True)
@@ -88,6 +85,7 @@ class Client:
             self._ledger.enqueue([ref])
         except QueueUnavailable as error:  # it is accepted, and announced
             log.warning("%s: job %s waits until somebody looks", error.code, ref.job_id)
+        tracing.span("submit", ref, began, time.time())
         return JobHandle(ref, job, self._shelf, self._ledger)
 
     def job(self, address: str, *, tenant: str = "default") -> JobHandle:
@@ -125,7 +123,7 @@ class Client:
             self.tenants.check_webhook(webhook_url, tenant=tenant)
         if isinstance(jobs, (str, Path)):
             jobs = Manifest(jobs, settings=self.settings, store=self.store)
-        batch = keys.batch_id(tenant, idempotency_key, single=False)
+        batch, began = keys.batch_id(tenant, idempotency_key, single=False), time.time()
         self._announce(tenant, batch)
         total = shards = priority = 0
         model = ""
@@ -137,21 +135,27 @@ class Client:
             tenant=tenant, batch_id=batch, jobs=total, shards=shards, priority=priority,
             model=model or self.settings.model, webhook_url=webhook_url,
         )  # fmt: skip
-        self._create(keys.batch_footer(self.settings.store, tenant, batch), footer.to_json(), "batch")
+        handle = self._handle(footer)
+        new = self._create(keys.batch_footer(self.settings.store, tenant, batch), footer.to_json(), "batch")
         try:
-            self._batches.open(footer, look_again_in=LOOK_AGAIN_SECONDS)
-            if self._shelf.canceled(tenant, batch):  # submitted again after it was canceled
-                self._batches.cancel(batch)
+            if new:
+                self._batches.open(footer, look_again_in=self._look_again_in)
+            else:
+                handle.open_again()
         except QueueUnavailable as error:
             log.warning("%s: batch %s waits until somebody looks", error.code, batch)
-        return BatchHandle(footer, self._shelf, self.index)
+        tracing.batch(tenant, batch, total, began, time.time())
+        return handle
 
     def batch(self, batch_id: str, *, tenant: str = "default") -> BatchHandle:
         """A batch that was accepted before. Raises InvalidParameter if there is none of this name."""
         footer = self._shelf.footer(tenant, batch_id)
         if footer is None:
             raise InvalidParameter("batch_id", f"{batch_id!r} is no batch of tenant {tenant!r} in this farm")
-        return BatchHandle(footer, self._shelf, self.index)
+        return self._handle(footer)
+
+    def _handle(self, footer: BatchFooter) -> BatchHandle:
+        return BatchHandle(footer, self._shelf, self.index, look_again_in=self._look_again_in)
 
     def map(
         self, jobs: Iterable[InpaintJob] | str | Path, *, ordered: bool = True, tenant: str = "default",
@@ -211,7 +215,7 @@ class Client:
                 if not shard.number:
                     wait(flying)  # if this key is another batch's, nothing more is written under it
                     next(iter(flying)).result()
-                if time.monotonic() - announced > LOOK_AGAIN_SECONDS / 3:
+                if time.monotonic() - announced > self._look_again_in / 3:
                     announced = time.monotonic()
                     self._announce(tenant, batch)
                 if len(flying) >= 2 * _UPLOADS:
@@ -234,9 +238,10 @@ class Client:
         """Refuse before anything is accepted, not after."""
         self.index.check_room(self.settings.redis_full_at)
         quota = self.tenants.policy(tenant).max_queued or self.settings.tenant_quota
-        self._batches.announce(tenant, batch, look_again_in=LOOK_AGAIN_SECONDS, quota=quota)
+        self._batches.announce(tenant, batch, look_again_in=self._look_again_in, quota=quota)
 
-    def _create(self, uri: str, data: bytes, what: str) -> None:
+    def _create(self, uri: str, data: bytes, what: str) -> bool:
+        """Whether it is there only now. Raises IdempotencyConflict where something else is."""
         kind = "application/json" if uri.endswith(".json") else "application/x-ndjson"
         try:
             self.store.put(uri, data, content_type=kind, create_only=True)
@@ -245,6 +250,8 @@ class Client:
                 raise IdempotencyConflict(
                     f"This idempotency key was used for another {what}; use a new key, or submit the same again."
                 ) from None
+            return False
+        return True
 
     def _stored(self, uri: str, data: bytes) -> bool:
         try:

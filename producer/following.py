@@ -17,11 +17,10 @@ from farm.ledger import JobRef
 from farm.schemas import JobResult
 from farm.shards import Shelf
 from producer.index import Index
-from producer.results import read_results
+from producer.results import READERS, read_results
 
 log = logging.getLogger(__name__)
 
-_READERS = 16  # results on their way at once
 _SHORTEST, _LONGEST = 0.05, 1.0  # seconds between two looks
 _BLIND_SECONDS = 5.0  # between two looks into the store while the index is away
 _WHOLE_SECONDS = 5.0  # between two looks at every job, whatever the counts of its batch say
@@ -54,7 +53,7 @@ class Following:
         held: dict[int, JobResult] = {}
         given = taken = 0
         more, pause, last = True, _SHORTEST, time.monotonic()
-        with ThreadPoolExecutor(_READERS) as pool:
+        with ThreadPoolExecutor(READERS) as pool:
             while True:
                 while more and len(flying) + len(held) < self._window:
                     group = next(groups, None)

@@ -15,6 +15,8 @@ from farm.schemas import JobResult, dump_line
 from farm.shards import MAX_RESULT_BYTES, Shelf
 from farm.states import JobState
 
+READERS = 16  # results on their way at once
+
 
 def read_result(shelf: Shelf, ref: JobRef) -> JobResult | None:
     """The result of a job's generation, None if there is none yet."""

@@ -76,11 +76,6 @@ class Manifest:
             for number, (place, row) in islice(rows, start, stop):
                 yield self._row(number, place, row)
 
-    def count(self) -> int:
-        """How many rows there are, good or bad."""
-        with self._source.open() as file:
-            return sum(1 for _ in rows_of(file, self._kind))
-
     def fingerprint(self) -> str:
         """32 hex digits of the file's bytes, its place (relative addresses hang on it) and `fields`."""
         content = json.dumps([self._source.sha256(), self._source.folder, self.fields], sort_keys=True, default=str)

@@ -40,9 +40,6 @@ class MemoryLedger(Ledger):
     def __init__(self, shared: Shared):
         self._shared = shared
 
-    def ping(self) -> None:
-        pass
-
     def enqueue(self, refs: Sequence[JobRef], *, counted: bool = True) -> int:
         new = self._shared.add(refs)
         self._shared.on_work()
@@ -68,9 +65,9 @@ class MemoryBatches(Batches):
         if quota and queued >= quota:
             raise QuotaExceeded(f"Tenant {tenant!r} has {quota:,} jobs queued, as many as it may; try later.")
 
-    def open(
-        self, footer: BatchFooter, *, next_shard: int = 0, look_again_in: float, retries: int = 0,
-        counts: Mapping[str, int] | None = None,
+    def _open(
+        self, footer: BatchFooter, next_shard: int, look_again_in: float, retries: int, counts: Mapping[str, int], *,
+        reopened: bool,
     ) -> bool:  # fmt: skip
         with self._shared.lock:
             if footer.batch_id in self._shared.footers:
@@ -88,8 +85,9 @@ class MemoryBatches(Batches):
                 return None
             counts = {state: count for state, count in self._shared.counts[batch].items() if count}
         return BatchRecord(
-            tenant, batch, "canceled" if batch in self._shared.canceled else "open", footer.model,
-            batch in self._shared.paused, footer.jobs, footer.shards, footer.shards, counts=counts,
+            tenant, batch, "canceled" if batch in self._shared.canceled else "open", model=footer.model,
+            paused=batch in self._shared.paused, jobs=footer.jobs, shards=footer.shards, next_shard=footer.shards,
+            counts=counts,
         )  # fmt: skip
 
     def pause(self, tenant: str, batch: str, *, paused: bool) -> bool:

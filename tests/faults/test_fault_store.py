@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import producer.client
 from farm import keys
 from farm.schemas import JobResult
 from farm.states import JobState
@@ -116,7 +115,7 @@ def died(*_, **__):
 
 
 def test_a_producer_that_died_between_spec_and_index_the_job_is_found(desk, monkeypatch):
-    monkeypatch.setattr(producer.client, "LOOK_AGAIN_SECONDS", 2.0)  # of half a minute
+    monkeypatch.setattr(desk.client, "_look_again_in", 2.0)
     with monkeypatch.context() as dying:
         dying.setattr(desk.client._ledger, "enqueue", died)
         with pytest.raises(ProducerDied):
@@ -128,7 +127,7 @@ def test_a_producer_that_died_between_spec_and_index_the_job_is_found(desk, monk
 
 def test_a_producer_that_died_in_mid_batch_nothing_of_it_is_rendered_until_it_comes_back(desk, monkeypatch):
     jobs = [desk.job(f"half-{number:02d}", 0.02) for number in range(12)]
-    monkeypatch.setattr(producer.client, "LOOK_AGAIN_SECONDS", 2.0)
+    monkeypatch.setattr(desk.client, "_look_again_in", 2.0)
     with monkeypatch.context() as dying:
         dying.setattr(desk.client, "_create", dying_at_the_footer(desk.client._create))
         with pytest.raises(ProducerDied):
