@@ -1,17 +1,41 @@
-"""What a worker would say of a job's pictures, said by a client: the same checks of the same bytes, the same words."""
+"""What a worker would say of a job's files, said by a client: the same checks of the same bytes, the same words."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from io import BytesIO
+from hashlib import sha256
+from typing import Final
 
 from PIL import Image, ImageOps
 
-from farm.errors import ImageTruncated, InvalidInput, InvalidParameter, MaskEmpty, MaskSizeMismatch
+from farm.errors import (
+    CheckpointInvalid,
+    EmbeddingInvalid,
+    ImageTruncated,
+    InputNotFound,
+    InvalidInput,
+    InvalidParameter,
+    LoraHashMismatch,
+    LoraInvalid,
+    LoraNonFinite,
+    LoraNotFound,
+    MaskEmpty,
+    MaskSizeMismatch,
+)
 from farm.image_structure import UNREADABLE
 from farm.pictures import open_picture, probe, recognised
+from farm.schemas import EmbeddingRef, IpAdapterRef, LoraRef
+from farm.storage import ObjectStore
+from farm.weights import Header, read_header, refuse_non_finite, refuse_pickle
 
 Size = tuple[int, int]  # width, height in px
+WeightsRef = LoraRef | EmbeddingRef | IpAdapterRef
+
+# What a file that is none of its kind is told to be.
+INVALID: Final[Mapping[type, type[InvalidInput]]] = {
+    LoraRef: LoraInvalid, EmbeddingRef: EmbeddingInvalid, IpAdapterRef: CheckpointInvalid,
+}  # fmt: skip
 
 _ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)  # EXIF's tag, and its values that swap width and height
 
@@ -23,11 +47,6 @@ class Inspected:
     image: Image.Image
     edits: Image.Image
     warnings: tuple[str, ...] = ()
-
-    @property
-    def coverage(self) -> float:
-        """The share of the picture that may change, above 0 and up to 1."""
-        return self.edits.histogram()[255] / (self.edits.width * self.edits.height)
 
 
 def inspect(image: bytes, mask: bytes | None, *, polarity: str, max_pixels: int, fill_holes: bool = False) -> Inspected:
@@ -127,8 +146,20 @@ def _below(level: int, picture: Image.Image, what: str, cure: str) -> Image.Imag
     return alpha.point(lambda value: 255 if value < level else 0)
 
 
-def encoded(picture: Image.Image, output_format: str, quality: int) -> bytes:
-    """The picture's file. `quality` 1–100 does not concern PNG."""
-    buffer = BytesIO()
-    picture.save(buffer, output_format.upper(), **({} if output_format == "png" else {"quality": quality}))
-    return buffer.getvalue()
+def weights(store: ObjectStore, ref: WeightsRef, *, max_bytes: int) -> tuple[str, Header]:
+    """A weights file read whole and judged by itself, as before its model is asked: its sha256 and its header.
+
+    Raises UnsafeWeightsFormat, LoraNotFound, LoraHashMismatch, LoraNonFinite, INVALID's error for its kind, and what
+    the store raises.
+    """
+    refuse_pickle(ref.path)
+    try:
+        data = store.get(ref.path, max_bytes=max_bytes).data
+    except InputNotFound:
+        raise LoraNotFound(f"There is no weights file at {ref.path}; check the address.") from None
+    digest, invalid = sha256(data).hexdigest(), INVALID[type(ref)]
+    if ref.sha256 not in (None, digest):
+        raise LoraHashMismatch(f"The file at {ref.path} has sha256 {digest}, the job wants {ref.sha256}.")
+    header = read_header(data, invalid=invalid)
+    refuse_non_finite(data, header, invalid=LoraNonFinite if invalid is LoraInvalid else invalid)
+    return digest, header

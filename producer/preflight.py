@@ -14,34 +14,20 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from hashlib import sha256
 from typing import Any
 
 from farm import keys
 from farm.distinct import Distinct
-from farm.errors import (
-    CheckpointInvalid,
-    EmbeddingInvalid,
-    FarmError,
-    InputForbidden,
-    InputNotFound,
-    InvalidInput,
-    LoraHashMismatch,
-    LoraInvalid,
-    LoraNonFinite,
-    LoraNotFound,
-    ObjectTooLarge,
-    OutputExists,
-)
+from farm.errors import FarmError, InputForbidden, InputNotFound, LoraNotFound, ObjectTooLarge, OutputExists
 from farm.lora_targets import TargetTable
 from farm.models import read_card
 from farm.pictures import recognised
 from farm.schemas import InpaintJob, LoraRef
 from farm.storage import shown
-from farm.weights import Header, read_header, read_header_by, refuse_non_finite, refuse_pickle
+from farm.weights import Header, read_header_by, refuse_pickle
 from producer import inspection
 from producer.client import Client
-from producer.inspection import Size
+from producer.inspection import INVALID, Size, WeightsRef
 from producer.manifest import Manifest, Row
 from producer.parallel import mapped
 
@@ -75,11 +61,11 @@ class Examined:
 
 
 class Preflight:
-    """Judges jobs as a client's tenant. `outputs`: whether what lies where pictures should go is looked for."""
+    """Judges jobs as a client's tenant; with `deep` every file is read whole."""
 
-    def __init__(self, client: Client, *, deep: bool = False, outputs: bool = True):
+    def __init__(self, client: Client, *, deep: bool = False):
         self._client, self._store, self._settings = client, client.store, client.settings
-        self._deep, self._outputs = deep, outputs
+        self._deep = deep
         self._seen = _Remembered(_REMEMBERED)
         self._cards = _Remembered(64)
 
@@ -124,11 +110,11 @@ class Preflight:
         for lora in job.loras:
             attempt(partial(self._lora, lora, job.model))
         for embedding in job.embeddings:
-            attempt(partial(self._weights, embedding.path, EmbeddingInvalid))
+            attempt(partial(self._weights, embedding))
         if job.ip_adapter is not None:
-            attempt(partial(self._weights, job.ip_adapter.path, CheckpointInvalid))
+            attempt(partial(self._weights, job.ip_adapter))
             attempt(partial(self._size, job.ip_adapter.image, "reference image"))
-        if self._outputs and job.output is not None and job.if_exists == "fail":
+        if job.output is not None and job.if_exists == "fail":
             attempt(lambda: self._free(keys.output(self._settings.store, job, "", 0)))
         return tuple(findings), coverage
 
@@ -191,25 +177,22 @@ class Preflight:
         self._seen.get(("lora", lora.path, lora.sha256, model), lambda: self._look_at_lora(lora, model))
 
     def _look_at_lora(self, lora: LoraRef, model: str) -> None:
-        header = self._weights(lora.path)
+        header = self._weights(lora)
         table: TargetTable | None = self._cards.get(model, lambda: self._table(model))
         try:
             if table is not None:
                 table.judge(header)
         except FarmError as error:
             raise type(error)(f"{shown(lora.path)}: {error}") from None
-        if self._deep:
-            stored = self._store.get(lora.path, max_bytes=self._settings.max_lora_bytes)
-            digest = sha256(stored.data).hexdigest()
-            if lora.sha256 not in (None, digest):
-                raise LoraHashMismatch(f"The file at {lora.path} has sha256 {digest}, the job wants {lora.sha256}.")
-            refuse_non_finite(stored.data, read_header(stored.data), invalid=LoraNonFinite)
 
     def _table(self, model: str) -> TargetTable | None:
         card = read_card(self._store, self._settings.store, model)
         return card.table() if card else None
 
-    def _weights(self, path: str, invalid: type[InvalidInput] = LoraInvalid) -> Header:
+    def _weights(self, ref: WeightsRef) -> Header:
+        if self._deep:
+            return inspection.weights(self._store, ref, max_bytes=self._settings.max_lora_bytes)[1]
+        path = ref.path
         refuse_pickle(path)
         try:
             info = self._store.head(path)
@@ -223,7 +206,7 @@ class Preflight:
         def read(offset: int, length: int) -> bytes:
             return self._store.get_range(path, offset, length, etag=info.etag)
 
-        return read_header_by(info.size, read, invalid=invalid)
+        return read_header_by(info.size, read, invalid=INVALID[type(ref)])
 
     def _free(self, uri: str) -> None:
         try:

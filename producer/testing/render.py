@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime
 from hashlib import sha256
-from typing import Any
+from io import BytesIO
+from typing import Any, Final
 
-from PIL import Image, ImageChops, ImageOps
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageOps
 
 import farm
 from farm import keys
 from farm.config import Settings
-from farm.errors import DeadlineExceeded, InputNotFound, LoraHashMismatch, LoraNotFound, ObjectExists, OutputExists
+from farm.errors import DeadlineExceeded, ObjectExists, OutputExists
 from farm.ledger import JobRef
-from farm.pictures import open_picture, recognised
+from farm.models import read_card
+from farm.pictures import open_picture, probe, recognised
 from farm.schemas import ErrorInfo, Hashes, InpaintJob, JobResult, LoraRef, Output, Receipt
 from farm.states import JobState
 from farm.storage import ObjectStore
-from farm.weights import read_header, refuse_non_finite, refuse_pickle
-from producer.inspection import Inspected, encoded, inspect
+from producer.inspection import Inspected, decoded, inspect, weights
 
-_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp", "avif": "image/avif", "tiff": "image/tiff"}
+# What of a job shapes the picture beside its seed, its image and its mask.
+_LOOK: Final = {
+    "model", "prompt", "negative_prompt", "loras", "embeddings", "ip_adapter", "strength", "guidance_scale",
+    "num_inference_steps", "scheduler", "height", "width", "clip_skip", "eta", "padding_mask_crop", "grow_mask",
+    "mask_blur",
+}  # fmt: skip
+WRITES_PLAIN: Final = "producer.testing writes RGB of 8 bits; of this picture a worker keeps more."
 
 
 class FakeRenderer:
@@ -37,55 +43,78 @@ class FakeRenderer:
         image, mask = self._bytes(job.image), self._bytes(job.mask) if job.mask else None
         most = self._settings.max_image_pixels
         source = inspect(image, mask, polarity=job.mask_polarity, max_pixels=most, fill_holes=job.fill_holes)
+        info = probe(image, max_pixels=most)
+        warnings = source.warnings if (info.mode, info.bits) == ("RGB", 8) else (*source.warnings, WRITES_PLAIN)
         hashes = Hashes(
             image=_digest(image), mask=_digest(mask) if mask else None, checkpoint=_digest(b"producer.testing"),
-            loras={lora.path: self._lora(lora) for lora in job.loras},
+            loras=self._assets(job),
         )  # fmt: skip
-        seed = keys.seed(ref.job_id) if job.seed is None else job.seed
+        seed, pasted = keys.seed(ref.job_id) if job.seed is None else job.seed, pasted_mask(job, source.edits)
         outputs, worst = [], 0
         for number in range(job.num_images_per_prompt):
-            output, difference = self._picture(ref, job, source, number, seed + number)
+            output, data = self._picture(ref, job, source.image, pasted, number, seed + number)
             outputs.append(output)
-            worst = max(worst, difference)
+            worst = max(worst, _difference_outside(source, pasted, data))
+        receipt = Receipt(
+            max_abs_diff_outside=worst, pixels_outside=pasted.histogram()[0],
+            outside="grown" if job.paste == "grown" else "submitted",
+        )  # fmt: skip
         device = self._seconds * len(outputs)
-        outside = source.edits.histogram()[0]
         return _result(
-            ref, job, JobState.SUCCEEDED, attempt=attempt, seed=seed, hashes=hashes, warnings=source.warnings,
-            outputs=tuple(outputs), timings={"denoise": device, "total": device},
-            receipt=Receipt(max_abs_diff_outside=worst, pixels_outside=outside) if job.preserve_unmasked else None,
+            ref, job, JobState.SUCCEEDED, attempt=attempt, seed=seed, hashes=hashes, warnings=warnings,
+            outputs=tuple(outputs), timings={"denoise": device, "total": device}, gpu_seconds=device,
+            receipt=receipt if job.preserve_unmasked else None,
         )  # fmt: skip
 
     def _bytes(self, uri: str) -> bytes:
         return self._store.get(uri, max_bytes=self._settings.max_image_bytes).data
 
-    def _lora(self, lora: LoraRef) -> str:
-        refuse_pickle(lora.path)
-        try:
-            data = self._store.get(lora.path, max_bytes=self._settings.max_lora_bytes).data
-        except InputNotFound:
-            raise LoraNotFound(f"There is no weights file at {lora.path}; check the address.") from None
-        digest = _digest(data)
-        if lora.sha256 not in (None, digest):
-            raise LoraHashMismatch(f"The file at {lora.path} has sha256 {digest}, the job wants {lora.sha256}.")
-        refuse_non_finite(data, read_header(data))
-        return digest
+    def _assets(self, job: InpaintJob) -> dict[str, str]:
+        """sha256 of every weights file, each judged; a LoRA by the model's card, too, if there is one."""
+        digests = {}
+        for ref in (*job.loras, *job.embeddings, *((job.ip_adapter,) if job.ip_adapter else ())):
+            digests[ref.path], header = weights(self._store, ref, max_bytes=self._settings.max_lora_bytes)
+            if isinstance(ref, LoraRef) and (card := read_card(self._store, self._settings.store, job.model)):
+                card.table().judge(header)
+        if job.ip_adapter:
+            decoded(self._bytes(job.ip_adapter.image), "reference image", self._settings.max_image_pixels)
+        return digests
 
-    def _picture(self, ref: JobRef, job: InpaintJob, source: Inspected, number: int, seed: int) -> tuple[Output, int]:
-        picture = ImageChops.add_modulo(source.image, Image.new("RGB", source.image.size, _colour(job, seed)))
-        picture = Image.composite(picture, source.image, source.edits)
-        data = encoded(picture, job.output_format, job.output_quality)
+    def _picture(
+        self, ref: JobRef, job: InpaintJob, image: Image.Image, pasted: Image.Image, number: int, seed: int
+    ) -> tuple[Output, bytes]:
+        picture = ImageChops.add_modulo(image, Image.new("RGB", image.size, _colour(job, seed)))
+        data = _encoded(Image.composite(picture, image, pasted), job.output_format, job.output_quality)
         uri = keys.output(self._settings.store, job, ref.batch_id, number, ref.generation)
         own = {"job": ref.job_id, "generation": str(ref.generation), "sha256": _digest(data)}
         try:
-            self._store.put(uri, data, content_type=_TYPES[job.output_format], metadata=own, create_only=True)
+            self._store.put(uri, data, content_type=f"image/{job.output_format}", metadata=own, create_only=True)
         except ObjectExists:
             there = self._store.get(uri, max_bytes=self._settings.max_image_bytes)
             if dict(there.metadata) != own:
                 raise OutputExists(f"{uri} is there already and is another job's; choose another output.") from None
         output = Output(
-            uri=uri, sha256=_digest(data), bytes=len(data), width=picture.width, height=picture.height, seed=seed
+            uri=uri, sha256=_digest(data), bytes=len(data), width=image.width, height=image.height, seed=seed
         )
-        return output, _difference_outside(source, data)
+        return output, data
+
+
+def pasted_mask(job: InpaintJob, edits: Image.Image) -> Image.Image:
+    """What is painted, of a mask in mode L of 0 and 255: it, its holes and what it grows over, as the job says.
+
+    Without `preserve_unmasked` it is the whole picture. A worker's model sees the mask at another size than the
+    picture's; here `grow_mask` is in px of the picture.
+    """
+    if not job.preserve_unmasked:
+        return Image.new("L", edits.size, 255)
+    if job.fill_holes:
+        around = ImageOps.expand(edits, 1, 0)
+        ImageDraw.floodfill(around, (0, 0), 128)
+        edits = ImageOps.crop(around, 1).point(lambda value: 0 if value == 128 else 255)
+    if job.paste == "grown":
+        for _ in range(job.grow_mask):
+            edits = edits.filter(ImageFilter.MaxFilter(3))
+    return edits
 
 
 def failed(ref: JobRef, job: InpaintJob | None, state: JobState, error: ErrorInfo, *, attempt: int) -> JobResult:
@@ -105,16 +134,24 @@ def _result(ref: JobRef, job: InpaintJob | None, state: JobState, **more: Any) -
 
 def _colour(job: InpaintJob, seed: int) -> tuple[int, int, int]:
     """What is added to every channel inside the mask: from 64 to 191, so that no pixel there stays what it was."""
-    words = json.dumps([seed, job.prompt, job.negative_prompt, [[lora.path, lora.scale] for lora in job.loras]])
-    red, green, blue = sha256(words.encode()).digest()[:3]
+    look = job.model_dump_json(include=_LOOK)
+    red, green, blue = sha256(f"{seed} {look}".encode()).digest()[:3]
     return 64 + red % 128, 64 + green % 128, 64 + blue % 128
 
 
-def _difference_outside(source: Inspected, written: bytes) -> int:
-    """The largest difference of a channel outside the mask, of what was written from the source."""
+def _encoded(picture: Image.Image, output_format: str, quality: int) -> bytes:
+    buffer, options = BytesIO(), {} if output_format in ("png", "tiff") else {"quality": quality}
+    if output_format == "webp" and quality == 100:
+        options = {"lossless": True}
+    picture.save(buffer, output_format.upper(), **options)
+    return buffer.getvalue()
+
+
+def _difference_outside(source: Inspected, pasted: Image.Image, written: bytes) -> int:
+    """The largest difference of a channel outside what was pasted, of what was written from the source."""
     out = open_picture(written, recognised(written)).convert("RGB")
     difference = Image.new("RGB", out.size)
-    difference.paste(ImageChops.difference(out, source.image), mask=ImageOps.invert(source.edits))
+    difference.paste(ImageChops.difference(out, source.image), mask=ImageOps.invert(pasted))
     return max(value % 256 for value, pixels in enumerate(difference.histogram()) if pixels)
 
 

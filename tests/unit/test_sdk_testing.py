@@ -5,8 +5,9 @@ from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from itertools import count
 
+import numpy as np
 import pytest
-from PIL import Image, ImageChops
+from PIL import Image, ImageChops, ImageDraw
 
 from farm.errors import (
     Canceled,
@@ -21,6 +22,8 @@ from farm.errors import (
 from farm.schemas import LoraRef
 from producer import AsyncClient, InpaintJob, JobState
 from producer.testing import FakeFarm
+from producer.testing.render import WRITES_PLAIN, pasted_mask
+from worker.images import masks
 
 
 def job(farm: FakeFarm, name: str = "", **fields: object) -> InpaintJob:
@@ -46,11 +49,57 @@ def test_a_job_keeps_its_promise_and_its_result_has_what_a_worker_s_has():
 
 
 def test_a_render_is_deterministic_and_depends_on_what_was_asked():
+    asked = [{}, {}, {"prompt": "oak"}, {"guidance_scale": 3.0}, {"num_inference_steps": 4}, {"scheduler": "euler"}]
     digests = []
-    for prompt in ("marble", "marble", "oak"):
+    for fields in asked:
         farm = FakeFarm()
-        digests.append(farm.client().submit(job(farm, "a", prompt=prompt, seed=1)).result().outputs[0].sha256)
-    assert digests[0] == digests[1] != digests[2]
+        digests.append(farm.client().submit(job(farm, "a", seed=1, **fields)).result().outputs[0].sha256)
+    assert digests[0] == digests[1] and len(set(digests)) == len(asked) - 1
+
+
+RINGS = Image.new("L", (60, 40), 0)
+for number, level in enumerate((255, 0, 255, 0)):  # one touches the picture's edge, all lie in one another
+    ImageDraw.Draw(RINGS).ellipse((8 + 5 * number, 3 * number, 59 - 5 * number, 39 - 3 * number), fill=level)
+ImageDraw.Draw(RINGS).line((0, 5, 9, 5), fill=255)
+
+
+@pytest.mark.parametrize("holes", [False, True])
+def test_what_is_pasted_is_what_a_worker_pastes(holes):
+    asked = InpaintJob(image="s3://fake/a.png", mask="s3://fake/m.png", fill_holes=holes)
+    edits = np.asarray(RINGS)
+    expected = masks.filled(edits) if holes else edits
+    assert np.array_equal(np.asarray(pasted_mask(asked, RINGS)), expected)
+    grown = asked.model_copy(update={"paste": "grown", "grow_mask": 3})
+    assert np.array_equal(np.asarray(pasted_mask(grown, RINGS)), masks.grown(expected, 3))
+    assert (expected == 255).sum() > (edits == 255).sum() or not holes
+
+
+@pytest.mark.parametrize(
+    ("fields", "outside"), [({}, 0), ({"paste": "grown"}, 5), ({"preserve_unmasked": False}, None)]
+)
+def test_pixels_change_as_far_as_the_job_lets_them(fields, outside):
+    farm = FakeFarm()
+    result = farm.client().submit(job(farm, "a", **fields)).result()
+    before, after = (np.asarray(picture(farm, uri)).astype(int) for uri in (result.image, result.outputs[0].uri))
+    changed = np.abs(after - before).max(axis=-1) > 0
+    mask = np.asarray(picture(farm, result.mask or "").convert("L"))
+    assert np.array_equal(changed, masks.grown(mask, outside) > 0 if outside is not None else np.ones_like(changed))
+    if outside is None:
+        assert result.receipt is None
+    else:
+        assert result.receipt is not None and result.receipt.max_abs_diff_outside == 0
+        assert result.receipt.outside == ("grown" if outside else "submitted")
+        assert result.receipt.pixels_outside == (~changed).sum()
+
+
+def test_what_it_does_not_keep_of_a_picture_it_says():
+    farm = FakeFarm()
+    cut_out = Image.new("RGBA", (40, 30), (200, 90, 30, 255))
+    cut_out.paste((0, 0, 0, 0), (0, 0, 20, 30))
+    result = farm.client().submit(job(farm, "a", image=farm.put("cut-out.png", cut_out), mask=None)).result()
+    assert result.warnings == (WRITES_PLAIN,) and result.receipt is not None
+    assert result.receipt.pixels_outside == 20 * 30
+    assert farm.client().submit(job(farm, "b")).result().warnings == ()
 
 
 def test_jpeg_says_honestly_how_far_it_is_off():
@@ -68,6 +117,12 @@ def test_a_worker_s_verdicts_come_as_results():
     assert failure.value.result.error.code == MaskSizeMismatch.code
     pinned = LoraRef(path=farm.put("brand.safetensors", b"x"), sha256="0" * 64)
     assert farm.client().submit(job(farm, loras=(pinned,))).result(check=False).error.code == LoraHashMismatch.code
+    for fields, code in (
+        ({"embeddings": [{"path": "s3://fake/none.safetensors"}]}, "LoraNotFound"),
+        ({"embeddings": [{"path": pinned.path}]}, "EmbeddingInvalid"),
+        ({"ip_adapter": {"path": pinned.path, "image": farm.photo("look.png")}}, "CheckpointInvalid"),
+    ):
+        assert farm.client().submit(job(farm, **fields)).result(check=False).error.code == code
 
 
 def test_faults_are_met_as_often_as_they_were_asked_for():
