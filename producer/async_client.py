@@ -72,11 +72,14 @@ class AsyncClient:
         return AsyncJobHandle(await asyncio.to_thread(self.sync.submit, job, idempotency_key=idempotency_key))
 
     async def submit_batch(
-        self, jobs: Iterable[InpaintJob] | str | Path, *, tenant: str = "default", idempotency_key: str | None = None
-    ) -> AsyncBatchHandle:
+        self, jobs: Iterable[InpaintJob] | str | Path, *, tenant: str = "default", idempotency_key: str | None = None,
+        webhook_url: str | None = None,
+    ) -> AsyncBatchHandle:  # fmt: skip
         """As `Client.submit_batch`; `jobs` is read in another thread."""
-        call = self.sync.submit_batch
-        return AsyncBatchHandle(await asyncio.to_thread(call, jobs, tenant=tenant, idempotency_key=idempotency_key))
+        handle = await asyncio.to_thread(
+            self.sync.submit_batch, jobs, tenant=tenant, idempotency_key=idempotency_key, webhook_url=webhook_url
+        )
+        return AsyncBatchHandle(handle)
 
     async def job(self, address: str, *, tenant: str = "default") -> AsyncJobHandle:
         return AsyncJobHandle(await asyncio.to_thread(self.sync.job, address, tenant=tenant))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 import click
@@ -39,14 +39,21 @@ COMMANDS = {
 
 class _Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return [name for name, module in COMMANDS.items() if find_spec(module) is not None]
+        return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         module = COMMANDS.get(cmd_name)
-        if module is None or find_spec(module) is None:
+        if module is None:
             return None
         command: click.Command = import_module(module).COMMAND
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in COMMANDS and (near := get_close_matches(args[0], COMMANDS, n=1)):
+            raise click.UsageError(f"No such command {args[0]!r}; did you mean {near[0]!r}?", ctx)
+        return super().resolve_command(ctx, args)
 
     def main(self, args: Sequence[str] | None = None, *more: Any, **extra: Any) -> Any:
         given = list(sys.argv[1:] if args is None else args)
@@ -60,7 +67,7 @@ class _Commands(click.Group):
             error.show()
         except click.UsageError as error:
             path = error.ctx.command_path if error.ctx else "farm"
-            _complain("Usage", f"{error.format_message()} (see `{path} --help`)", given)
+            _complain("Usage", f"{error.format_message().rstrip('.')} (see `{path} --help`)", given)
             code = error.exit_code
         except click.ClickException as error:
             _complain(type(error).__name__, error.format_message(), given)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from farm.schemas import JobResult
 from farm.states import JobState
 
-DEVICE_STAGES = ("lora", "vae_encode", "denoise", "vae_decode")
+_DEVICE_STAGES = ("lora", "vae_encode", "denoise", "vae_decode")
 NO_LORA = "(none)"
 
 
 def gpu_seconds(result: JobResult) -> float:
-    """Seconds that a job held the device for all of its pictures."""
-    return result.gpu_seconds or sum(result.timings.get(stage, 0.0) for stage in DEVICE_STAGES)
+    """Seconds that a job held the device for all of its pictures; results of release 0.1.0 have only their stages."""
+    return result.gpu_seconds or sum(result.timings.get(stage, 0.0) for stage in _DEVICE_STAGES)
 
 
 @dataclass
@@ -65,6 +66,13 @@ class Costs:
     loras: dict[str, Share] = field(default_factory=lambda: defaultdict(Share))
     states: Counter[str] = field(default_factory=Counter)
     failures: Counter[str] = field(default_factory=Counter)
+
+    @classmethod
+    def of(cls, results: Iterable[JobResult]) -> Self:
+        costs = cls()
+        for result in results:
+            costs.add(result)
+        return costs
 
     def add(self, result: JobResult) -> None:
         self.states[result.status.value] += 1

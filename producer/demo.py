@@ -9,24 +9,12 @@ import statistics
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from io import BytesIO
 from itertools import cycle
 from pathlib import Path
 
 from PIL import Image
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
 
 from farm.errors import Misconfigured, WorkerCrashed
 from farm.schemas import InpaintJob, JobResult, LoraRef, dump_line
@@ -37,6 +25,7 @@ from producer.handle import JobHandle
 from producer.page import write_page
 from producer.photos import STUDIO, Scene, demo_scenes
 from producer.process import Process
+from producer.progress import JobProgress
 
 _MARKER = ".inpaint-farm-demo"
 _PARTS = ("farm", "inputs", "pictures", "results.ndjson", "index.html")
@@ -53,12 +42,12 @@ BRANDS = {
 }
 
 
-def run_demo(out: Path, *, jobs: int, console: Console) -> int:
-    """Render `jobs` edits into `out`; 0 if every one succeeded and kept its promise, else 1.
+def run_demo(out: Path, *, jobs: int, as_json: bool = False) -> int:
+    """Render `jobs` edits into `out`, telling about it; 0 if every one succeeded and kept its promise, else 1.
 
     Raises Misconfigured if `out` holds somebody else's files.
     """
-    out = out.resolve()
+    out, console = out.resolve(), Console(quiet=as_json)
     _clear(out)
     console.print("Making the demo model, and starting Redis and one worker …")
     model = out / "farm" / "model"
@@ -68,7 +57,7 @@ def run_demo(out: Path, *, jobs: int, console: Console) -> int:
         client = Client(farm.settings)
         begin = time.monotonic()
         handles = [client.submit(job) for job in _jobs(demo_scenes(jobs), model / "loras", out)]
-        results = list(_watch(handles, farm, console))
+        results = _watched(handles, farm, as_json=as_json)
         seconds = time.monotonic() - begin
         scraped = farm.scrape()
     (out / "results.ndjson").write_bytes(b"".join(dump_line(result) for result in results))
@@ -76,6 +65,8 @@ def run_demo(out: Path, *, jobs: int, console: Console) -> int:
     rows = [json.loads(result.to_json()) for result in results]
     write_page(out / "index.html", rows, title="Inpaint Farm demo", summary=summary)
     _report(console, out, results, summary, scraped)
+    if as_json:
+        sys.stdout.write(json.dumps({**summary, "page": str(out / "index.html")}) + "\n")
     good = all(
         result.status is JobState.SUCCEEDED and result.receipt and result.receipt.max_abs_diff_outside == 0
         for result in results
@@ -148,42 +139,20 @@ def _job(scene: Scene, prompt: str, loras: tuple[LoraRef, ...], out: Path) -> In
     )
 
 
-def _watch(handles: Sequence[JobHandle], farm: EmbeddedFarm, console: Console) -> Iterator[JobResult]:
-    """The results as they come, in the order of `handles`, under a progress bar."""
-    with _progress(console) as progress:
-        bar = progress.add_task("rendering", total=len(handles))
-        waiting = dict(enumerate(handles))
-        done: dict[int, JobResult] = {}
-        while waiting:
-            for index, handle in list(waiting.items()):
-                if handle.status().terminal and (result := handle.peek()):
-                    done[index] = result
-                    del waiting[index]
-            progress.update(bar, completed=len(done))
+def _watched(handles: Sequence[JobHandle], farm: EmbeddedFarm, *, as_json: bool) -> list[JobResult]:
+    """The results in the order of `handles`, once all are there. Raises WorkerCrashed where none would come."""
+    done: dict[int, JobResult] = {}
+    with JobProgress(len(handles), as_json=as_json) as progress:
+        while len(done) < len(handles):
+            for number, handle in enumerate(handles):
+                if number not in done and (result := handle.peek()) is not None:
+                    done[number] = result
+                    progress.add(result)
+            progress.show()
             if farm.worker and farm.worker.exit_code is not None:
                 raise WorkerCrashed(f"The worker ended with {farm.worker.exit_code}:\n{farm.worker.tail()}")
             time.sleep(0.1)
-    yield from (done[index] for index in sorted(done))
-
-
-class _Rate(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:.2f} images/s" if task.speed else "– images/s")
-
-
-@contextmanager
-def _progress(console: Console) -> Iterator[Progress]:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        _Rate(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as progress:
-        yield progress
+    return [done[number] for number in sorted(done)]
 
 
 def _summary(results: Sequence[JobResult], seconds: float) -> dict[str, object]:

@@ -62,7 +62,6 @@ class Scene:
     image: Image.Image
     mask: Image.Image
     prompt: str
-    description: str
 
 
 class Setup(NamedTuple):
@@ -143,13 +142,11 @@ def _scene(number: int, setup: Setup, prompt: str) -> Scene:
     left, top, right, bottom = setup.crop
     ratio = setup.long_side / max(right - left, bottom - top)
     size = (round((right - left) * ratio), round((bottom - top) * ratio))
-    verb = "repaint around the" if setup.what == "keep" else "repaint the"
     return Scene(
         custom_id=f"{number:03d}-{setup.photo}-{setup.what}-{setup.subject.replace(' ', '-')}",
         image=_photograph(setup.photo).resize(size, Image.Resampling.LANCZOS, box=setup.crop),
         mask=_mask(setup, size),
         prompt=prompt,
-        description=f"{setup.photo}: {verb} {setup.subject}",
     )
 
 

@@ -54,13 +54,10 @@ class JobProgress:
         self._states[result.status.value] += 1
         if result.error is not None and result.status is not JobState.CANCELED:
             self._failures[result.error.code] += 1
-        self._show()
+        self.show()
 
     def show(self) -> None:
-        """Nothing new; the clock goes on."""
-        self._show()
-
-    def _show(self) -> None:
+        """How far it is; called without news, too, since the clock goes on."""
         now = time.monotonic()
         if self._live:
             self._bar.update(
@@ -91,9 +88,9 @@ class JobProgress:
                 "failures": dict(self._failures), "jobs_per_second": round(rate, 3),
                 "seconds_left": None if left is None else round(left),
             }  # fmt: skip
-            print(json.dumps(told), file=sys.stderr, flush=True)  # noqa: T201 - the command's progress, for programs
+            sys.stderr.write(json.dumps(told) + "\n")
             return
         words = f"{self._ended:,} of {self._total:,} ended, {rate:.2f} jobs/s"
         words += "" if left is None else f", {left / 60:,.0f} min left"
         words += f"; failed: {self._failed()}" if self._failures else ""
-        print(words, file=sys.stderr, flush=True)  # noqa: T201 - the command's progress, where there is no terminal
+        sys.stderr.write(words + "\n")

@@ -64,9 +64,7 @@ def rate_of(costs: Costs, source: str) -> Rate | None:
 
 def rate_from_batch(batch: BatchHandle) -> Rate | None:
     """The rate of a batch that ended, or of what ended of it."""
-    costs = Costs()
-    for result in batch.results():
-        costs.add(result)
+    costs = Costs.of(batch.results())
     return rate_of(costs, f"measured over {costs.total.images:,} pictures of batch {batch.id}")
 
 

@@ -8,9 +8,10 @@ write follows from its length. A process that is killed leaves at worst half a l
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
@@ -38,20 +39,25 @@ class Run:
 
     @classmethod
     def begin(
-        cls, client: Client, manifest: Manifest, folder: Path, *, tenant: str, key: str | None = None, sample: int = 0
-    ) -> Run:
-        """A new run. `sample` rows are its first part, the rest waits until `let_through`.
+        cls, client: Client, manifest: Manifest, folder: Path, *, tenant: str, key: str | None = None, sample: int = 0,
+        webhook: str | None = None,
+    ) -> Run:  # fmt: skip
+        """A new run. `sample` rows are its first part, the rest waits until `let_through`. `webhook` is as
+        `submit_batch`'s, for each part.
 
-        Raises Misconfigured if another run was begun in `folder`.
+        Raises Misconfigured if another run is in `folder`; one that came to nothing, since a row was bad, is none.
         """
         if (folder / NAME).exists():
-            raise Misconfigured(f"A run was begun in {folder} already: go on with --resume, or choose another --out.")
-        if folder.exists() and any(folder.iterdir()):
+            if cls(client, manifest, folder, RunRecord.read(folder)).submitted():
+                raise Misconfigured(
+                    f"A run was begun in {folder} already: go on with --resume, or choose another --out."
+                )
+        elif folder.exists() and any(folder.iterdir()):
             raise Misconfigured(f"{folder} is not empty and holds no run; choose another --out.")
         folder.mkdir(parents=True, exist_ok=True)
         print_ = manifest.fingerprint()
         parts = (Part(0, sample or None),)
-        record = RunRecord(manifest.uri, print_, tenant, key or f"run/{print_}", parts, sample)
+        record = RunRecord(manifest.uri, print_, tenant, key or f"run/{print_}", parts, sample, webhook)
         record.write(folder)
         return cls(client, manifest, folder, record)
 
@@ -101,8 +107,9 @@ class Run:
 
     def _batch(self, part: Part) -> BatchHandle:
         return self._found(part) or self.client.submit_batch(
-            self.manifest.jobs(part.first, part.stop), tenant=self.record.tenant, idempotency_key=self._key(part)
-        )
+            self.manifest.jobs(part.first, part.stop), tenant=self.record.tenant, idempotency_key=self._key(part),
+            webhook_url=self.record.webhook,
+        )  # fmt: skip
 
     def retry_failed(self) -> int:
         """Give every failed job another generation; how many. The results are written again by `finish`."""
@@ -135,8 +142,15 @@ class Run:
         """Write every result that is missing, waiting for it; how many there are then.
 
         `on_result` is told of every result, also of those written before. When `may_spend` says no, all batches are
-        paused and OverBudget is raised.
+        paused and OverBudget is raised. Raises Misconfigured while another process does the same.
         """
+        with _alone(self.folder):
+            return self._finish(on_result, on_wait, may_spend)
+
+    def _finish(
+        self, on_result: Callable[[JobResult], object], on_wait: Callable[[], object],
+        may_spend: Callable[[Costs], bool],
+    ) -> int:  # fmt: skip
         batches = self.batches()
         path = self.folder / f"{RESULTS}.new" if self.record.rewrite else self.results_path
         if self.record.rewrite:
@@ -213,6 +227,19 @@ def iter_left(
         if left:
             yield from batch.follow(skip=batch.jobs - left, on_result=on_result, on_wait=on_wait)
         skip = max(0, skip - batch.jobs)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Two processes would write every result twice. The lock ends with the process, however that ends."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise Misconfigured(f"Another process is writing the results of the run in {folder}; let it finish.") from None
+    finally:
+        os.close(handle)
 
 
 def _cut_half_a_line(path: Path) -> None:

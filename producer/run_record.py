@@ -26,8 +26,8 @@ class Part:
 class RunRecord:
     """A run of one manifest. Its batches follow from `key` and their first rows, so that none is submitted twice.
 
-    `parts` are the rows that were let through: a sample, then the rest. `rewrite`: the results in the folder are older
-    than a retry and are being written again.
+    `parts` are the rows that were let through: a sample, then the rest; `webhook` is called at the end of each.
+    `rewrite`: the results in the folder are older than a retry and are being written again.
     """
 
     manifest: str
@@ -36,6 +36,7 @@ class RunRecord:
     key: str
     parts: tuple[Part, ...]
     sample: int = 0
+    webhook: str | None = None
     rewrite: bool = False
     version: int = VERSION
 

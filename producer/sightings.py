@@ -81,8 +81,7 @@ def _each_machine(url: str) -> list[str]:
     except OSError:
         return [urlunsplit(parts)]
     hosts = sorted({str(address[4][0]) for address in found})
-    if len({host for host in hosts if ":" not in host}):  # one stack is enough
-        hosts = [host for host in hosts if ":" not in host]
+    hosts = [host for host in hosts if ":" not in host] or hosts  # one stack is enough
     return [f"{parts.scheme}://{f'[{host}]' if ':' in host else host}:{port}" for host in hosts]
 
 

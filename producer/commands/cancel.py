@@ -13,7 +13,7 @@ from producer.handle import JobHandle
 @tenant_option
 @json_option
 def cancel(target: str, tenant: str, as_json: bool) -> None:
-    """Render nothing more of TARGET, a batch's id or a job's address; what has ended stays."""
+    """Render nothing more of a batch or a job. TARGET is a batch's id, or a job's address; what has ended stays."""
     handle = target_of(connected(), target, tenant)
     if isinstance(handle, JobHandle):
         state = handle.cancel().value

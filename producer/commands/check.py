@@ -20,9 +20,10 @@ _SPEC_START = b"{"
 @click.argument("file", type=click.Path(path_type=Path))
 @json_option
 def check(file: Path, as_json: bool) -> None:
-    """Say whether a worker would take FILE: a job's JSON, with all that it names, or a picture on this machine.
+    """Say whether a worker would take a job or a picture.
 
-    Nothing is submitted. A catalogue of jobs: `farm run MANIFEST --dry-run`.
+    FILE is a job's JSON, which is checked with all that it names, or a picture on this machine. Nothing is
+    submitted. A catalogue of jobs: `farm run MANIFEST --dry-run`.
     """
     try:
         data = file.read_bytes()

@@ -16,6 +16,8 @@ from producer.handle import JobHandle
 
 tenant_option = click.option("--tenant", default="default", show_default=True, help="Whose jobs they are.")
 json_option = click.option("--json", "as_json", is_flag=True, help="JSON for programs, one object a line.")
+# Of commands whose output is JSON, or no words, in any case; `producer.cli` tells their errors by it.
+json_errors_option = click.option("--json", is_flag=True, expose_value=False, help="Errors as JSON, too.")
 price_option = click.option(
     "--price", type=click.FloatRange(min=0), help="Of one GPU for an hour; else FARM_GPU_HOUR_PRICE."
 )
@@ -42,11 +44,9 @@ def target_of(client: Client, name: str, tenant: str) -> BatchHandle | JobHandle
         try:
             return client.job(name, tenant=tenant)
         except InvalidParameter:
-            raise InvalidParameter("TARGET", f"{name!r} is no batch or job of tenant {tenant!r} in this farm") from None
-
-
-def batch_of(client: Client, name: str, tenant: str) -> BatchHandle:
-    return client.batch(name, tenant=tenant)
+            raise InvalidParameter(
+                "TARGET", f"{name!r} is no batch or job of tenant {tenant!r} in this farm; see --tenant and FARM_STORE"
+            ) from None
 
 
 def tell(data: Mapping[str, Any], sentence: str, *, as_json: bool) -> None:

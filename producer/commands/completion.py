@@ -6,6 +6,7 @@ import click
 from click.shell_completion import get_completion_class
 
 from farm.errors import InvalidParameter
+from producer.commands.common import json_errors_option
 
 _HOW = {
     "bash": 'add to ~/.bashrc:  eval "$(farm completion bash)"',
@@ -16,9 +17,10 @@ _HOW = {
 
 @click.command(epilog="; ".join(_HOW.values()))
 @click.argument("shell", type=click.Choice(sorted(_HOW)))
+@json_errors_option
 @click.pass_context
 def completion(ctx: click.Context, shell: str) -> None:
-    """Print the script that lets SHELL complete this command's words."""
+    """Print the script that lets SHELL complete all this."""
     cls = get_completion_class(shell)
     if cls is None:
         raise InvalidParameter("SHELL", f"{shell} is not known to this version of click")

@@ -17,7 +17,7 @@ from producer.commands.common import connected, json_option, tell
 
 @click.group()
 def dead() -> None:
-    """Jobs that were given up although nothing is known to be wrong with them."""
+    """List jobs that were given up, and try them again. Nothing is known to be wrong with them."""
 
 
 @dead.command("list")
@@ -31,7 +31,7 @@ def list_dead(as_json: bool) -> None:
         line = f"{ref['job_id']}  {ref['tenant']}/{ref['batch_id']}  {error['code']}: {error['message']}"
         click.echo(json.dumps({**ref, **error}) if as_json else line)
     if not as_json:
-        click.echo(f"{found} dead jobs" + ("; try them again with `farm dead requeue --all`" if found else ""))
+        click.echo(f"dead jobs: {found:,}" + ("; try them again with `farm dead requeue --all`" if found else ""))
 
 
 @dead.command()
@@ -52,7 +52,7 @@ def requeue(job_ids: tuple[str, ...], everything: bool, as_json: bool) -> None:
             wanted.discard(ref.job_id)
     if wanted:
         raise InvalidParameter("JOB_IDS", f"{', '.join(sorted(wanted))}: not among the dead; see `farm dead list`")
-    tell({"retried": found}, f"{found} jobs are tried again", as_json=as_json)
+    tell({"retried": found}, f"dead jobs that are tried again: {found:,}", as_json=as_json)
 
 
 def _buried(client: Client) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -17,9 +17,10 @@ _MARKS = {"good": "ok  ", "warning": "warn", "bad": "BAD "}
 @click.command()
 @json_option
 def doctor(as_json: bool) -> None:
-    """Look at Redis, the store, the clock, and a worker's device and model, and say what to change.
+    """Say what is wrong with this farm, and what to change.
 
-    Run it where a worker or dispatcher runs, with its environment: what each role may do differs.
+    It looks at Redis, the store, the clock, and a worker's device and model. Run it where a worker or
+    dispatcher runs, with its environment: what each role may do differs.
     """
     bad = 0
     for symptom in diagnose(load_settings()):

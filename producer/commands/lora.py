@@ -24,7 +24,7 @@ from producer.commands.common import connected, json_option, tell
 @click.option("--sha256", "pinned", help="The hash that it must have.")
 @json_option
 def lora(file: str, model: str | None, table: Path | None, pinned: str | None, as_json: bool) -> None:
-    """Say what the LoRA FILE (a path, or an address in the farm's store) is, and whether it fits a model."""
+    """Say what a LoRA is, and whether it fits a model. FILE is a path, or an address in the farm's store."""
     refuse_pickle(file)
     data = _read(file)
     header = read_header(data)

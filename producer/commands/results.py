@@ -6,7 +6,7 @@ from typing import BinaryIO
 
 import click
 
-from producer.commands.common import connected, tenant_option
+from producer.commands.common import connected, json_errors_option, tenant_option
 from producer.results import FORMATS, write_results
 
 
@@ -15,8 +15,9 @@ from producer.results import FORMATS, write_results
 @click.option("--format", "form", type=click.Choice(sorted(FORMATS)), default="farm", show_default=True)
 @click.option("--out", type=click.File("wb"), default="-", help="A file; else standard output.")
 @tenant_option
+@json_errors_option
 def results(batch: str, form: str, out: BinaryIO, tenant: str) -> None:
-    """Write the results that BATCH has now, one JSON object a line, in the order of its jobs."""
+    """Write the results that there are now of BATCH. One JSON object a line, in the order of its jobs."""
     write_results(out, connected().batch(batch, tenant=tenant).results(), form)
 
 

@@ -13,9 +13,11 @@ from producer.commands.common import connected, json_option, tell, tenant_option
 @tenant_option
 @json_option
 def retry_failed(batch: str, tenant: str, codes: tuple[str, ...], as_json: bool) -> None:
-    """Try the failed jobs of BATCH again; their old results stay beside the new ones."""
+    """Try the failed jobs of BATCH again. Their old results stay beside the new ones."""
     count = connected().batch(batch, tenant=tenant).retry_failed(codes=frozenset(codes) or None)
-    tell({"batch_id": batch, "retried": count}, f"{batch}: {count:,} jobs are tried again", as_json=as_json)
+    tell(
+        {"batch_id": batch, "retried": count}, f"{batch}: failed jobs that are tried again: {count:,}", as_json=as_json
+    )
 
 
 COMMAND = retry_failed

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from farm.errors import InvalidParameter, JobFailed, OverBudget
-from farm.schemas import InpaintJob, JobResult
+from farm.schemas import InpaintJob
 from farm.states import JobState
 from producer.batch import BatchHandle
 from producer.client import Client
@@ -46,18 +46,20 @@ _SHOWN = 20  # bad rows that a dry run prints; --json has them all
 @click.option("--format", "form", type=click.Choice(["farm", "openai"]), default="farm", show_default=True,
               help="openai: also write the results in the shape of an OpenAI batch.")  # fmt: skip
 @click.option("--key", help="A name for the run: the same manifest under another key is rendered again.")
+@click.option("--webhook", metavar="URL", help="Called when all has ended (a --sample, and the rest, each by itself).")
 @price_option
 @tenant_option
 @json_option
 def run(
     manifest: str, out: Path | None, fields: tuple[str, ...], kind: str | None, dry_run: bool, deep: bool, resume: bool,
     retry_failed: bool, sample: int | None, max_cost: float | None, rate: float | None, rate_from: str | None,
-    form: str, key: str | None, price: float | None, tenant: str, as_json: bool,
+    form: str, key: str | None, webhook: str | None, price: float | None, tenant: str, as_json: bool,
 ) -> None:  # fmt: skip
-    """Render every row of MANIFEST (JSONL, CSV or Parquet; a path or s3://…) and write results.ndjson.
+    """Render every row of a manifest and write results.ndjson.
 
-    Interrupted, killed or out of budget, `--resume` finishes it; every row's result is written once, in the
-    manifest's order. While it runs, other commands steer its batch, whose id it prints.
+    MANIFEST is JSONL, CSV or Parquet, a path or s3://…. Interrupted, killed or out of budget, `--resume` finishes
+    it; every row's result is written once, in the manifest's order. While it runs, other commands steer its batch,
+    whose id it prints.
     """
     client = connected()
     settings = client.settings
@@ -67,6 +69,8 @@ def run(
     folder = out or _folder(source)
     if max_cost is not None and not hour:
         raise InvalidParameter("--max-cost", "needs what a GPU costs an hour: give --price, or set FARM_GPU_HOUR_PRICE")
+    if webhook is not None:
+        client.tenants.check_webhook(webhook, tenant=tenant)
 
     def known_rate(run: Run | None) -> Rate | None:
         return _rate(client, run, rate, rate_from, tenant)
@@ -74,23 +78,35 @@ def run(
     if dry_run:
         _check(client, source, hour, known_rate, deep=deep, as_json=as_json)
         return
+    if deep:
+        raise InvalidParameter("--deep", "says how a --dry-run looks at the rows; give both")
     if resume or retry_failed:
+        _refuse_anew({"--sample": sample, "--key": key, "--webhook": webhook})
         work = Run.reopen(client, source, folder)
     else:
-        work = Run.begin(client, source, folder, tenant=tenant, key=key, sample=sample or 0)
+        work = None
+    if max_cost is not None:  # before anything is submitted, tried again or let through
+        rows = sample if work is None else None if resume else work.record.parts[-1].stop
+        _refuse_over_budget(source, rows, known_rate(work), hour, max_cost)
+    if work is None:
+        work = Run.begin(client, source, folder, tenant=tenant, key=key, sample=sample or 0, webhook=webhook)
     if retry_failed:
         count = work.retry_failed()
-        click.echo(f"{count:,} jobs are tried again", err=True)
-    elif resume:
+        tell({"event": "retried", "jobs": count}, f"failed jobs that are tried again: {count:,}", as_json=as_json)
+    if resume:
         work.resume()
         work.let_through()
-    if max_cost is not None:
-        _refuse_over_budget(work, source, known_rate(work), hour, max_cost)
     try:
         _work(work, hour, max_cost, form, as_json=as_json)
     except KeyboardInterrupt:
         click.echo("farm: interrupted; what was submitted goes on, and --resume finishes the run.", err=True)
         sys.exit(130)
+
+
+def _refuse_anew(given: dict[str, object]) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise InvalidParameter(name, "belongs to a run that begins; this one goes on as it was begun, leave it out")
 
 
 def _fields(given: tuple[str, ...], tenant: str) -> dict[str, Any]:
@@ -121,9 +137,7 @@ def _rate(client: Client, run: Run | None, rate: float | None, rate_from: str | 
     if rate_from is not None:
         return rate_from_batch(client.batch(rate_from, tenant=tenant))
     if run is not None and run.results_path.exists():
-        costs = Costs()
-        for result in run.read():
-            costs.add(result)
+        costs = Costs.of(run.read())
         if found := rate_of(costs, f"measured over the {costs.total.images:,} pictures that this run has"):
             return found
     return rate_from_index(client, client.settings.model)
@@ -170,18 +184,19 @@ def _show_row(row: Examined, *, as_json: bool) -> None:
 # The run
 
 
-def _refuse_over_budget(run: Run, source: Manifest, rate: Rate | None, hour: float, most: float) -> None:
-    """Raises OverBudget before anything is submitted that the measured rate says is too much."""
+def _refuse_over_budget(source: Manifest, rows: int | None, rate: Rate | None, hour: float, most: float) -> None:
+    """Raises OverBudget where the measured rate says that so many rows (None: all) cost too much together.
+
+    Without one the cost is only watched while it runs.
+    """
     if rate is None:
-        click.echo("no measured rate yet: --max-cost is only watched while it runs", err=True)
         return
     jobs = images = 0
-    for part in run.record.parts:
-        for job in source.jobs(part.first, part.stop):
-            jobs, images = jobs + 1, images + job.num_images_per_prompt
+    for job in source.jobs(0, rows):
+        jobs, images = jobs + 1, images + job.num_images_per_prompt
     quote = Quote(jobs, images, rate, hour)
     if (quote.cost or 0.0) > most:
-        raise OverBudget(f"{quote}: more than --max-cost {most:g}; nothing was submitted.")
+        raise OverBudget(f"{quote}: more than --max-cost {most:g}; nothing more was submitted.")
 
 
 def _work(run: Run, hour: float, most: float | None, form: str, *, as_json: bool) -> None:
@@ -196,16 +211,12 @@ def _work(run: Run, hour: float, most: float | None, form: str, *, as_json: bool
 
     total = sum(batch.jobs for batch in batches)
     with JobProgress(total, as_json=as_json, done=run.written()) as progress:
-
-        def seen(result: JobResult) -> None:
-            progress.add(result)
-
-        run.finish(on_result=seen, on_wait=progress.show, may_spend=may_spend)
+        run.finish(on_result=progress.add, on_wait=progress.show, may_spend=may_spend)
     good = run.costs.states[JobState.SUCCEEDED.value]
-    review = run.results_path
-    told = {"event": "done", "jobs": total, "succeeded": good, "results": str(review),
+    results = run.results_path
+    told = {"event": "done", "jobs": total, "succeeded": good, "results": str(results),
             "sample": run.sampled, **run.costs.to_dict(hour)}  # fmt: skip
-    words = f"{good:,} of {total:,} succeeded; results in {review}"
+    words = f"{good:,} of {total:,} succeeded; results in {results}"
     if form == "openai":
         told["openai"] = str(path := run.export_openai())
         words += f", and in {path}"
@@ -213,9 +224,11 @@ def _work(run: Run, hour: float, most: float | None, form: str, *, as_json: bool
     if not as_json:
         printed(cost_table(run.costs, hour))
         if run.sampled:
-            click.echo(f"This was the sample. Look at it (`farm report {review}`), then go on with --resume.")
+            click.echo(f"This was the sample. Look at it (`farm report {results}`), then go on with --resume.")
     if good < total:
-        raise JobFailed(f"{total - good:,} jobs did not succeed; see {review}, and try them again with --retry-failed.")
+        raise JobFailed(
+            f"{total - good:,} of {total:,} did not succeed; see {results}, and try again with --retry-failed."
+        )
 
 
 def _announce(batch: BatchHandle, run: Run, *, as_json: bool) -> None:

@@ -7,7 +7,6 @@ import json
 import click
 
 from farm.schemas import BatchSummary
-from producer.batch import BatchHandle
 from producer.commands.common import connected, json_option, price_of, price_option, target_of, tell, tenant_option
 from producer.cost import Costs
 from producer.handle import JobHandle
@@ -21,7 +20,7 @@ from producer.tables import cost_table, printed
 @tenant_option
 @json_option
 def status(target: str, cost: bool, price: float | None, tenant: str, as_json: bool) -> None:
-    """Show how far TARGET is: a batch's id, or a job's address."""
+    """Show how far a batch or a job is. TARGET is a batch's id, or a job's address."""
     client = connected()
     handle = target_of(client, target, tenant)
     if isinstance(handle, JobHandle):
@@ -32,7 +31,7 @@ def status(target: str, cost: bool, price: float | None, tenant: str, as_json: b
     if not cost:
         tell(told, sentence(summary), as_json=as_json)
         return
-    costs, hour = _costs(handle), price_of(client, price)
+    costs, hour = Costs.of(handle.results()), price_of(client, price)
     tell({**told, "costs": costs.to_dict(hour)}, sentence(summary), as_json=as_json)
     if not as_json:
         printed(cost_table(costs, hour))
@@ -48,13 +47,6 @@ def _show_job(handle: JobHandle, *, as_json: bool) -> None:
         return
     state = handle.status().value
     tell({"address": handle.address, "status": state}, f"{handle.address}: {state}", as_json=as_json)
-
-
-def _costs(batch: BatchHandle) -> Costs:
-    costs = Costs()
-    for result in batch.results():
-        costs.add(result)
-    return costs
 
 
 def sentence(summary: BatchSummary) -> str:

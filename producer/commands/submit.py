@@ -17,7 +17,7 @@ from producer.commands.common import connected, json_option, tell
 @click.option("--wait", type=float, metavar="SECONDS", help="Wait for the result and print it instead of the address.")
 @json_option
 def submit(job: BinaryIO, idempotency_key: str | None, wait: float | None, as_json: bool) -> None:
-    """Submit the job in the JSON file JOB ("-": standard input) and print its address.
+    """Submit one job and print its address. JOB is a JSON file ("-": standard input).
 
     The address is what `farm status`, `farm watch` and `farm cancel` take. Many jobs: `farm run`.
     """

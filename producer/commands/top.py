@@ -34,7 +34,7 @@ _STATES = ("starting", "ready", "draining")
 @click.option("--once", is_flag=True, help="Look twice, print the difference, and end.")
 @json_option
 def top(workers: tuple[str, ...], prometheus: str | None, every: float, once: bool, as_json: bool) -> None:
-    """Show the workers, their memory and rates, how often a LoRA was there already, and the queue."""
+    """Show the workers and the queue. Of each worker memory, rates, and how often a LoRA was there already."""
     settings = load_settings()
     addresses = workers or (f"http://127.0.0.1:{settings.metrics_port}",)
 

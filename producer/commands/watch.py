@@ -22,7 +22,10 @@ from producer.tables import cost_table, printed
 @tenant_option
 @json_option
 def watch(target: str, timeout: float | None, price: float | None, tenant: str, as_json: bool) -> None:
-    """Follow TARGET (a batch's id, or a job's address) to its end; exit code 1 if any job did not succeed."""
+    """Follow a batch or a job to its end. TARGET is a batch's id, or a job's address.
+
+    A batch is shown by how far it is, a job by each state that it comes into. Exit code 1 if any did not succeed.
+    """
     client = connected()
     handle = target_of(client, target, tenant)
     if isinstance(handle, JobHandle):
@@ -39,7 +42,7 @@ def watch(target: str, timeout: float | None, price: float | None, tenant: str, 
     if not as_json:
         printed(cost_table(costs, hour))
     if bad:
-        raise JobFailed(f"{bad:,} jobs did not succeed; try them again with `farm retry-failed {handle.id}`.")
+        raise JobFailed(f"{bad:,} of {handle.jobs:,} did not succeed; try again with `farm retry-failed {handle.id}`.")
 
 
 def _watch_job(handle: JobHandle, timeout: float | None, *, as_json: bool) -> None:
