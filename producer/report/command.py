@@ -16,6 +16,7 @@ from farm.schemas import JobResult
 from farm.storage import ObjectStore
 from producer.report.pages import PAGE, write_report
 from producer.report.source import Pictures, read_results, sampled
+from producer.run import RESULTS
 
 
 @click.command("report")
@@ -34,9 +35,10 @@ def COMMAND(
     results: str, out: Path, title: str | None, sample: int | None, sample_seed: int, page_size: int, tenant: str,
     as_json: bool,
 ) -> None:  # fmt: skip
-    """Make a page to review a run with: RESULTS is a results.ndjson ("-": standard input) or a batch's id.
+    """Make a page to review a run with.
 
-    The page needs nothing but a browser. Accept and reject with the keyboard; it exports review.ndjson.
+    RESULTS is a run's folder, a results.ndjson ("-": standard input) or a batch's id. The page needs nothing but a
+    browser. Accept and reject with the keyboard; it exports review.ndjson.
     """
     with _results(results, tenant) as found:
         chosen = found if sample is None else sampled(found, sample, seed=sample_seed)
@@ -55,6 +57,8 @@ def COMMAND(
 @contextmanager
 def _results(source: str, tenant: str) -> Iterator[Iterator[JobResult]]:
     """A file that is there is a file, and so is what is named like one; anything else is a batch's id."""
+    if Path(source).is_dir():
+        source = str(Path(source, RESULTS))
     if source == "-":
         yield read_results(sys.stdin.buffer, "standard input")
     elif Path(source).is_file():
