@@ -10,7 +10,7 @@ from itertools import groupby
 
 import redis
 
-from farm import metrics
+from farm import metrics, tracing
 from farm.config import Settings
 from farm.dispatcher.acceptance import Acceptance
 from farm.dispatcher.aside import Aside
@@ -100,7 +100,10 @@ class Dispatcher:
             model, window=pace.window, limit=LIMIT, quantum=QUANTUM, look_again_in=self._look_again_in
         )
         for hint in _grouped(refs, pace.hint_size):
+            began = time.time()
             self._hints.publish(hint)
+            for ref in hint:
+                tracing.span("dispatch", ref, began, time.time())
         metrics.hints.labels(model).inc(len(refs))
 
     def _reconcile(self) -> None:
