@@ -4,6 +4,8 @@ than wrote it, holds the very samples that went in."""
 from __future__ import annotations
 
 import io
+from functools import cache
+from pathlib import Path
 
 import imagecodecs
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 import tifffile
 from PIL import Image
 
+from farm.schemas import Receipt
 from tests.unit.image_kinds import DPI, GPS, HEIGHT, KINDS, WIDTH, Kind
 from tests.unit.picture_files import saved
 from worker import images
@@ -37,7 +40,9 @@ def mask_for(kind: Kind) -> np.ndarray:
     return mask
 
 
-def edited(kind: Kind, output: str, quality: int = 100, **options: object) -> tuple[images.Source, bytes, object]:
+@cache
+def edited(name: str, output: str, quality: int = 100) -> tuple[images.Source, bytes, Receipt]:
+    kind = KINDS[name]
     mask = saved(Image.fromarray(mask_for(kind)), "PNG")
     source = images.decode(kind.data, mask, polarity="white_edits", max_pixels=10**6, output_format=output)
     region = images.cut(source, (64, 64), padding=8, grow=3)
@@ -62,7 +67,7 @@ def read(written: bytes, output: str) -> np.ndarray:
 @pytest.mark.parametrize(("name", "output"), CASES)
 def test_outside_the_mask_every_bit_is_the_sources(name, output):
     kind = KINDS[name]
-    source, written, receipt = edited(kind, output)
+    source, written, receipt = edited(name, output)
     found, outside = read(written, output), mask_for(kind) == 0
     assert found.dtype == kind.samples.dtype
     if output == "avif" and kind.mode == "L" and found.shape[-1] == 3:  # some readers give grey in three channels
@@ -79,7 +84,7 @@ def test_outside_the_mask_every_bit_is_the_sources(name, output):
 @pytest.mark.parametrize(("name", "output"), [*CASES, *((name, "jpeg") for name in KINDS)])
 def test_what_belongs_to_the_picture_goes_with_it(name, output):
     kind = KINDS[name]
-    _, written, _ = edited(kind, output, quality=90)
+    _, written, _ = edited(name, output, quality=90)
     picture = Image.open(io.BytesIO(written))
     picture.load()
     assert picture.size == (kind.samples.shape[1], kind.samples.shape[0])
@@ -115,7 +120,7 @@ def test_what_belongs_to_the_picture_goes_with_it(name, output):
     ],
 )
 def test_what_a_format_cannot_hold_is_said(name, output, told, mode, bits):
-    source, _, receipt = edited(KINDS[name], output)
+    source, _, receipt = edited(name, output)
     assert any(told in warning for warning in source.warnings)
     assert (receipt.mode, receipt.bits) == (mode, bits)
     assert receipt.max_abs_diff_outside == 0 or output == "jpeg"
@@ -124,12 +129,47 @@ def test_what_a_format_cannot_hold_is_said(name, output, told, mode, bits):
 @pytest.mark.parametrize("name", ["PNG, grey", "PNG, grey with alpha"])
 @pytest.mark.parametrize("output", ["webp", "avif"])
 def test_grey_that_is_written_in_three_channels_is_the_same_grey(name, output):
-    source, written, receipt = edited(KINDS[name], output)
+    source, written, receipt = edited(name, output)
     assert source.warnings == () and receipt.max_abs_diff_outside == 0
     picture = np.asarray(Image.open(io.BytesIO(written)).convert("RGB"))
     outside = mask_for(KINDS[name]) == 0
     assert (picture[outside] == KINDS[name].samples[outside][:, :1]).all()
 
 
-def test_there_are_enough_kinds():
+TABLE = Path(images.__file__).with_name("KINDS.md")
+OUTPUTS = ("png", "tiff", "webp", "avif", "jpeg")
+
+
+def table() -> str:
+    """What became of every kind, as measured on the files that were written."""
+    lines = [
+        "# Every kind of picture that is tried, and what becomes of it",
+        "",
+        "Made by `python -m tests.unit.test_image_kinds`; a test compares it with what it finds. Each kind is edited",
+        "and written in every format at quality 100. A cell says what the file holds (`;16`: 16 bits a channel).",
+        "Bold: outside the mask it is the source, bit for bit. Else it was converted as `README.md` says, and (but for",
+        "JPEG, which is lossy) is what that conversion gives, bit for bit.",
+        "",
+        "| source | holds | profile | orientation | " + " | ".join(OUTPUTS) + " |",
+        "| --- | --- | --- | ---: | " + " | ".join("---" for _ in OUTPUTS) + " |",
+    ]
+    for name, kind in KINDS.items():
+        turned = Image.open(io.BytesIO(kind.data)).getexif().get(0x0112, 1)
+        own = kind.mode + (";16" if kind.samples.dtype == np.uint16 else "")
+        cells = [name, own, "yes" if kind.icc else "", f"{turned} → 1" if turned != 1 else "1"]
+        for output in OUTPUTS:
+            _, _, receipt = edited(name, output)
+            form = receipt.mode + (";16" if receipt.bits == 16 else "")
+            assert output == "jpeg" or receipt.max_abs_diff_outside == 0
+            cells.append(f"**{form}**" if form == own and output != "jpeg" else form)
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def test_the_table_of_kinds_is_what_is_found():
     assert len(KINDS) >= 30
+    assert TABLE.read_text("utf-8") == table()
+
+
+if __name__ == "__main__":
+    TABLE.write_text(table(), "utf-8")
