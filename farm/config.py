@@ -61,6 +61,9 @@ class Settings(BaseSettings):
     # Rows of one tenant and model in Redis, 0.5 kB each; further jobs wait in the store, a shard of 1,000 at a time.
     max_indexed: int = Field(default=4000, ge=1)
 
+    # Work of a priority below this adds no workers: it is done by those that are there. 0: all work adds workers.
+    growth_priority: int = Field(default=1, ge=0, le=101)
+
     # What it costs
     gpu_hour_price: float = Field(default=0.0, ge=0)  # of one device for an hour, in your currency; 0: not known
 
@@ -101,6 +104,8 @@ class Settings(BaseSettings):
     max_attempts: int = Field(default=5, ge=1)  # of a job whose failures are transient
     max_crashes: int = Field(default=3, ge=1)  # workers a job may take down before it is given up
     stall_seconds: float = Field(default=120.0, gt=0)  # the process ends when the device does nothing for so long
+    # Resident memory, bytes, beyond which a worker drains and ends, for whatever starts it again; 0: never.
+    recycle_bytes: int = Field(default=0, ge=0)
     weight_check_swaps: int = Field(default=16, ge=0)  # LoRA swaps between two looks at the base weights; 0: never
     # The gate (worker/gate.py): a picture with a score above its limit is painted again with another seed, so often;
     # by default it is only marked, since a job that is submitted twice is to give the same picture twice.

@@ -1,4 +1,9 @@
-"""JSON logs, one object a line, with the job they are about and without anybody's secret."""
+"""JSON logs, one object a line, with the job they are about and without anybody's secret.
+
+time level logger message    of every line; exception where there is one
+worker                       the process, by its FARM_WORKER_NAME
+job batch tenant attempt     what the line is about, where it is about a job or a batch
+"""
 
 from __future__ import annotations
 
@@ -7,13 +12,16 @@ import logging
 import os
 import re
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from types import TracebackType
 from urllib.parse import unquote, urlsplit
 
 _job: ContextVar[dict[str, str] | None] = ContextVar("the job at hand", default=None)
+_process: dict[str, str] = {}
 # Up to the last "@" of the word: a password may hold "/" and "@". And what signs a presigned address or a request.
 _USER_INFO = re.compile(r"(\w+://)\S*@")
 _SIGNATURE = re.compile(
@@ -26,9 +34,9 @@ _LOUD = ("boto3", "botocore", "urllib3", "s3transfer")  # at DEBUG they print si
 
 
 @contextmanager
-def job_context(**fields: str) -> Iterator[None]:
-    """Every log line inside carries `fields`."""
-    token = _job.set({**(_job.get() or {}), **fields})
+def job_context(**fields: object) -> Iterator[None]:
+    """Every log line inside carries `fields`: job, batch, tenant, attempt."""
+    token = _job.set({**(_job.get() or {}), **{name: str(value) for name, value in fields.items()}})
     try:
         yield
     finally:
@@ -44,7 +52,7 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": struck(record.getMessage()),
-            **{name: struck(str(value)) for name, value in (_job.get() or {}).items()},
+            **{name: struck(value) for name, value in {**_process, **(_job.get() or {})}.items()},
         }
         if record.exc_info:
             line["exception"] = struck(self.formatException(record.exc_info))
@@ -67,12 +75,30 @@ def _own_secrets() -> Iterator[str]:
     return (secret for secret in found if len(secret) >= _SHORTEST_SECRET)
 
 
+def name_process(worker: str) -> None:
+    """Every log line of this process carries its name."""
+    _process["worker"] = worker
+
+
 def set_up(level: str) -> None:
+    """Log to stderr; what Python itself would print there, warnings and what nobody caught, is a line, too."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
+    logging.captureWarnings(True)
+    sys.excepthook = _uncaught
+    threading.excepthook = _uncaught_in_thread
     logging.getLogger("celery.app.trace").setLevel(logging.WARNING)  # its every task is a job of ours, logged as such
     for name in _LOUD:
         logging.getLogger(name).setLevel(logging.INFO)
+
+
+def _uncaught(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
+    if error is not None and not issubclass(kind, (KeyboardInterrupt, SystemExit)):
+        logging.getLogger(__name__).critical("nobody caught this", exc_info=(kind, error, trace))
+
+
+def _uncaught_in_thread(gone: threading.ExceptHookArgs) -> None:
+    _uncaught(gone.exc_type, gone.exc_value, gone.exc_traceback)

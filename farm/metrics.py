@@ -19,6 +19,7 @@ WORKER_STATES = ("starting", "ready", "draining")
 GPU_FAULTS = ("memory", "sticky", "drift")
 LORA_TIERS = ("resident", "ram", "disk")
 WEBHOOK_OUTCOMES = ("delivered", "failed", "refused", "gone", "given_up")
+GROWTH = ("true", "false")
 SWAP_TIERS = (*LORA_TIERS, "remote")
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -75,8 +76,9 @@ queue_oldest_seconds = _gauge(
 )
 backlog_gpu_seconds = _gauge(
     "farm_backlog_gpu_seconds",
-    "Work left: jobs that have not ended, times the seconds a worker spends on one.",
-    ("model",),
+    "Work left: jobs that have not ended, times the seconds a worker spends on one. growth: whether workers are added "
+    "for it; not for jobs of a priority below FARM_GROWTH_PRIORITY.",
+    ("model", "growth"),
 )
 hints = _counter("farm_hinted_jobs_total", "Jobs hinted to the workers.", ("model",))
 redeliveries = _counter(
@@ -121,7 +123,8 @@ def declare_queue(model: str) -> None:
     for state in ("unindexed", "ready", "hinted", "running"):
         queue_jobs.labels(model, state)
     queue_oldest_seconds.labels(model)
-    backlog_gpu_seconds.labels(model)
+    for growth in GROWTH:
+        backlog_gpu_seconds.labels(model, growth)
 
 
 def set_worker_state(state: str) -> None:

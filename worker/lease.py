@@ -30,7 +30,7 @@ class Lease:
         self._answers: dict[str, Beat] = {}
         self._end = threading.Event()
         self._renewed = time.monotonic()
-        self._thread = threading.Thread(target=self._beat, name=f"lease-{owner[:8]}", daemon=True)
+        self._thread = threading.Thread(target=self._beat, name=f"lease-{owner[-8:]}", daemon=True)
 
     def of(self, ref: JobRef) -> JobLease:
         return JobLease(self, ref.job_id)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import psutil
 from celery import Celery, signals
+from celery.apps import worker as celery_worker
 from celery.worker.consumer import Consumer
 
-from farm import metrics
+from farm import metrics, tracing
 from farm.config import Settings
 from farm.errors import FarmError, QueueForbidden, QueueUnavailable
 from farm.health import Health
 from farm.ledger import Ledger, connect
+from farm.logs import name_process
 from farm.models import ModelCard, publish
 from farm.queue import make_app
 from farm.storage import ObjectStore
@@ -24,6 +29,7 @@ from worker.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
+MEMORY_LOOK_SECONDS = 5.0
 OUTAGE_PINGS = 1  # a second without Redis: Celery connects anew, which costs nothing but a moment
 
 
@@ -50,6 +56,8 @@ def serve(settings: Settings, renderer: ServedRenderer | None = None) -> int:
 
     Raises Misconfigured or CheckpointInvalid before the first job.
     """
+    name_process(settings.worker_name)
+    tracing.begin("inpaint-farm-worker")
     store = settings.open_store()
     if renderer is None:
         from worker.renderer import WarmRenderer  # seconds of torch, only where a model is to be rendered with
@@ -74,7 +82,7 @@ def serve(settings: Settings, renderer: ServedRenderer | None = None) -> int:
     watchdog.start()
     renderer.warm_up()
     _publish_card(settings, store, renderer)
-    runner = Runner(settings, store, Ledger(connect(settings.redis_url)), renderer)
+    runner = Runner(settings, store, Ledger(connect(settings.redis_url), worker=settings.worker_name), renderer)
     try:
         return consume(settings, runner, health, concurrency=settings.in_hand(renderer.jobs_at_once))
     finally:
@@ -104,6 +112,9 @@ def consume(settings: Settings, runner: Runner, health: Health, *, concurrency: 
         target=_watch_broker, args=(Ledger(connect(settings.redis_url)), stop, consumer), name="broker", daemon=True
     )
     watch.start()
+    if settings.recycle_bytes:
+        limit = settings.recycle_bytes
+        threading.Thread(target=watch_memory, args=(limit, stop), name="memory", daemon=True).start()
     try:
         return consumer.run()
     finally:
@@ -124,6 +135,16 @@ def _watch_broker(ledger: Ledger, stop: threading.Event, consumer: _Consumer) ->
             if missed >= OUTAGE_PINGS:
                 consumer.consume_anew()
             missed = 0
+
+
+def watch_memory(limit: int, stop: threading.Event, *, look_seconds: float = MEMORY_LOOK_SECONDS) -> None:
+    """Have this process drain once it holds more than `limit` bytes: what leaks is given back by its end."""
+    own = psutil.Process()
+    while not stop.wait(look_seconds):
+        if (held := own.memory_info().rss) > limit:
+            log.warning("the process holds %d bytes, more than FARM_RECYCLE_BYTES (%d): it drains", held, limit)
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
 
 
 class HintConsumer(Consumer):
@@ -170,6 +191,7 @@ class _Consumer:
         self._loop: Any = None
         signals.worker_ready.connect(self._on_ready, weak=False)
         signals.worker_shutting_down.connect(self._on_shutting_down, weak=False)
+        celery_worker.safe_say = _log_what_is_said  # Celery would print it between the lines of JSON
         self._worker = app.Worker(
             pool="threads",
             concurrency=concurrency,
@@ -208,6 +230,10 @@ class _Consumer:
         metrics.set_worker_state("draining")
         log.info("draining: what fits is finished, the rest saved and given back")
         self._runner.drain()
+
+
+def _log_what_is_said(message: str, *_: object) -> None:
+    log.info("%s", message)
 
 
 def _reconnect() -> None:

@@ -9,6 +9,7 @@
     orphans      outputs that no result names, deleted
     aside        what takes minutes, beside the loop
     lead         which of several dispatchers does what only one need do
+    deletion_cost  which workers Kubernetes should take last
     gauges       the queue's metrics, exported by one dispatcher of several
     webhooks     sends them, from notes in the store
     process      `farm dispatcher`: signals, health, the end

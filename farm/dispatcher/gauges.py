@@ -16,10 +16,15 @@ _FIRST_GUESS = 1.0  # seconds a job, before any has ended
 class Gauges:
     """Fills the gauges while this dispatcher leads, and empties them when it does not."""
 
-    def __init__(self, lead: Lead, window: Window, batches: Batches, models: tuple[str, ...]):
-        """`models`: whose series exist from the start; others appear with their first job."""
+    def __init__(
+        self, lead: Lead, window: Window, batches: Batches, models: tuple[str, ...], *, growth_priority: int = 0
+    ):
+        """`models`: whose series exist from the start; others appear with their first job.
+
+        Jobs of a priority below `growth_priority` are told apart: no workers are to be added for them.
+        """
         self._lead, self._window, self._batches = lead, window, batches
-        self._models, self._at = set(models), 0.0
+        self._models, self._at, self._growth_priority = set(models), 0.0, growth_priority
 
     def refresh(self) -> None:
         """Raises QueueUnavailable. Does nothing more often than every two seconds."""
@@ -30,24 +35,31 @@ class Gauges:
             for gauge in (metrics.queue_jobs, metrics.queue_oldest_seconds, metrics.backlog_gpu_seconds):
                 gauge.clear()
             return
-        self._models |= set(self._window.models())
-        unindexed = self._unindexed()
+        waiting, growing = self._unindexed()
+        self._models |= {model for _, model in self._batches.live()} | waiting.keys()
         for model in self._models:
-            depths, finished = self._window.depths(model), self._window.finished(model)
-            waiting = unindexed[model]
-            counts = (("unindexed", waiting), ("ready", depths.ready), ("hinted", depths.hinted))
+            depths = self._window.depths(model, priority=self._growth_priority)
+            finished = self._window.finished(model)
+            counts = (("unindexed", waiting[model]), ("ready", depths.ready), ("hinted", depths.hinted))
             for state, count in (*counts, ("running", depths.running)):
                 metrics.queue_jobs.labels(model, state).set(count)
             metrics.queue_oldest_seconds.labels(model).set(depths.oldest)
             seconds = depths.spent / finished if finished else _FIRST_GUESS
-            left = waiting + depths.ready + depths.hinted + depths.running
-            metrics.backlog_gpu_seconds.labels(model).set(left * seconds)
+            left = waiting[model] + depths.ready + depths.hinted + depths.running
+            growth = growing[model] + depths.urgent
+            metrics.backlog_gpu_seconds.labels(model, "true").set(growth * seconds)
+            metrics.backlog_gpu_seconds.labels(model, "false").set((left - growth) * seconds)
 
-    def _unindexed(self) -> Counter[str]:
-        """Jobs that wait in the store, by model; a batch's are taken to be of the model of its first job."""
-        waiting: Counter[str] = Counter()
+    def _unindexed(self) -> tuple[Counter[str], Counter[str]]:
+        """Jobs that wait in the store, by model, and those of them for which workers are added.
+
+        A batch's are taken to be of the model and the priority of its first job.
+        """
+        waiting, growing = Counter[str](), Counter[str]()
         for tenant, batch, _ in self._batches.unindexed():
             record = self._batches.record(tenant, batch)
             if record is not None and record.shards:
-                waiting[record.model] += record.jobs * (record.shards - record.next_shard) // record.shards
-        return waiting
+                left = record.jobs * (record.shards - record.next_shard) // record.shards
+                waiting[record.model] += left
+                growing[record.model] += left if record.priority >= self._growth_priority else 0
+        return waiting, growing

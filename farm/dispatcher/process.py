@@ -7,14 +7,18 @@ import signal
 import threading
 from contextlib import suppress
 
-from farm import metrics
+from farm import metrics, tracing
 from farm.config import Settings
+from farm.dispatcher.aside import Aside
+from farm.dispatcher.deletion_cost import DeletionCost
 from farm.dispatcher.dispatcher import Dispatcher
 from farm.dispatcher.gauges import Gauges
 from farm.dispatcher.webhooks import Webhooks
 from farm.errors import QueueUnavailable, StoreUnavailable
 from farm.health import Health
+from farm.kubernetes import Pods
 from farm.ledger import Batches, Window, connect
+from farm.logs import name_process
 from farm.queue import Hints, make_app
 from farm.shards import Shelf
 from farm.storage import ObjectStore, require_create_once
@@ -25,6 +29,8 @@ log = logging.getLogger(__name__)
 
 def serve(settings: Settings) -> int:
     """Run until told to end. Raises Misconfigured, QueueForbidden among it, before the first round."""
+    name_process(settings.worker_name)
+    tracing.begin("inpaint-farm-dispatcher")
     client = connect(settings.redis_url)
     with suppress(QueueUnavailable):  # one that is away is waited for, round by round
         Window(client).models()
@@ -36,7 +42,12 @@ def serve(settings: Settings) -> int:
     weights = {tenant: policy.weight for tenant, policy in (tenants.policies or {}).items()}
     hints = Hints(make_app(settings))
     dispatcher = Dispatcher(client, hints, shelf, settings, weights=weights)
-    gauges = Gauges(dispatcher.lead, Window(client), Batches(client), (settings.model,))
+    gauges = Gauges(
+        dispatcher.lead, Window(client), Batches(client), (settings.model,), growth_priority=settings.growth_priority
+    )
+    pods = Pods.here()
+    costs = pods and DeletionCost(pods, settings.worker_name, Window(client), Batches(client), dispatcher.lead)
+    marking = costs and Aside("idle workers are marked", costs.mark)
     webhooks = Webhooks(shelf, tenants, settings, lead=dispatcher.lead.held)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -48,6 +59,8 @@ def serve(settings: Settings) -> int:
     def after_round() -> None:
         health.ready = True
         gauges.refresh()
+        if costs and marking and costs.due():
+            marking.start()
 
     if tenants.have_webhooks:
         webhooks.start()

@@ -40,7 +40,7 @@ return 1
 OPEN_BATCH: Final = """
 local batch, name = BATCH .. ARGV[2], ARGV[1] .. '/' .. ARGV[2]
 if redis.call('HEXISTS', batch, 'shards') == 1 then return 0 end
-local place = (100 - ARGV[6]) * 1e12 + redis.call('INCR', SEQUENCE)
+local place = next_place(ARGV[6])
 redis.call('HSET', batch, 'jobs', ARGV[3], 'shards', ARGV[4], 'next_shard', ARGV[5], 'state', 'open', 'model', ARGV[7],
   'retries', ARGV[9], 'reopened', ARGV[10], 'place', place)
 redis.call('HSETNX', batch, 'live', 0)

@@ -102,6 +102,7 @@ class Batches:
             batch,
             row["state"],
             row.get("model", ""),
+            scripts.priority_at(float(row.get("place", 0))) if "place" in row else 50,
             row.get("paused") == "1",
             counts=counts,
             reopened=row.get("reopened") == "1",

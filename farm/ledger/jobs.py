@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
@@ -11,7 +10,7 @@ import redis
 from farm import keys
 from farm.ledger import scripts
 from farm.ledger.connection import mapped
-from farm.ledger.records import Beat, Claim, JobRef, Outcome
+from farm.ledger.records import Beat, Claim, JobRef, Outcome, new_owner
 from farm.states import JobState
 
 _SLICE = 1000  # rows a call: a script holds up everybody else for as long as it runs
@@ -20,8 +19,9 @@ _SLICE = 1000  # rows a call: a script holds up everybody else for as long as it
 class Ledger:
     """Raises QueueUnavailable (retryable) when Redis does not answer."""
 
-    def __init__(self, client: redis.Redis):
-        self._redis = client
+    def __init__(self, client: redis.Redis, *, worker: str = ""):
+        """`worker`: whose claims these are, for whoever asks which workers hold jobs."""
+        self._redis, self._worker = client, worker
         self._scripts = {
             name: client.register_script(scripts.PRELUDE + text)
             for name, text in (
@@ -50,7 +50,7 @@ class Ledger:
 
     def claim(self, refs: Sequence[JobRef], *, lease_seconds: float) -> list[Claim]:
         """Take what is free of `refs`, one answer each; all that were taken have the same owner."""
-        owner = secrets.token_hex(8)
+        owner = new_owner(self._worker)
         answers = self._run("claim", owner, lease_seconds, *_rows(refs))
         return [
             Claim(Outcome(outcome), owner, int(attempt), int(crashes), float(waited), saved == "1")

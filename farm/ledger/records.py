@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import dataclass, field, fields
 from enum import IntEnum, StrEnum
 from operator import attrgetter
@@ -52,6 +53,15 @@ class Beat(IntEnum):
     CANCELED = 2  # still held, but its batch was canceled
 
 
+def new_owner(worker: str) -> str:
+    """A name that no other claim has, and that tells which worker made this one."""
+    return f"{worker}/{secrets.token_hex(8)}"
+
+
+def worker_of(owner: str) -> str:
+    return owner.rpartition("/")[0]
+
+
 @dataclass(frozen=True, slots=True)
 class Claim:
     """A job in hand. `owner` is the fence: nobody else's beat or release can touch it."""
@@ -72,6 +82,7 @@ class BatchRecord:
     batch_id: str
     state: str  # accepting | open | canceled
     model: str = ""
+    priority: int = 50
     paused: bool = False
     jobs: int = 0
     shards: int = 0

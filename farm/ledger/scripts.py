@@ -11,6 +11,18 @@ from typing import Final
 from farm import keys
 from farm.ledger.records import ROW_FIELDS
 
+_LINE = 10**12  # places in line that each priority has: 100 comes first, within one first come first
+
+
+def first_place(priority: int) -> int:
+    """Of all places in line of this priority; larger ones are those of what is less urgent."""
+    return (100 - priority) * _LINE
+
+
+def priority_at(place: float) -> int:
+    return 100 - int(place) // _LINE
+
+
 _LUA_FIELDS = ", ".join(f"'{name}'" for name in ROW_FIELDS)
 
 PRELUDE: Final = (
@@ -20,11 +32,15 @@ local FIELDS = {{ {_LUA_FIELDS} }}
 local ROW, BATCH, DUE = '{keys.job_row("")}', '{keys.batch_row("")}', '{keys.DUE}'
 local READY, TENANTS, HINTED = '{keys.READY}', '{keys.TENANTS}', '{keys.HINTED}'
 local OPEN, WEIGHTS = '{keys.OPEN}', '{keys.WEIGHTS}'
-local SEQUENCE, EPOCH = '{keys.SEQUENCE}', '{keys.EPOCH}'
+local SEQUENCE, EPOCH, LINE = '{keys.SEQUENCE}', '{keys.EPOCH}', {_LINE}
 local FINISHED, PACE, RUNNING = '{keys.FINISHED}', '{keys.PACE}', '{keys.RUNNING}'
 local LIVE, QUEUED, HELD, WAKE = '{keys.LIVE}', '{keys.QUEUED}', '{keys.HELD}', '{keys.WAKE}'
 """
     + """
+local function next_place(priority)
+  return (100 - priority) * LINE + redis.call('INCR', SEQUENCE)
+end
+
 local function wake()
   if redis.call('LLEN', WAKE) < 2 then redis.call('RPUSH', WAKE, '1') end
 end
@@ -45,7 +61,7 @@ end
 
 -- Put a queued job where the dispatcher takes it: at the end of those of its priority.
 local function make_ready(id, tenant, model, priority)
-  redis.call('ZADD', READY .. model .. ':' .. tenant, (100 - priority) * 1e12 + redis.call('INCR', SEQUENCE), id)
+  redis.call('ZADD', READY .. model .. ':' .. tenant, next_place(priority), id)
   redis.call('SADD', READY, model)
   if not redis.call('ZSCORE', TENANTS .. model, tenant) then
     local first = redis.call('ZRANGE', TENANTS .. model, 0, 0, 'WITHSCORES')

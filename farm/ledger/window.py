@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -11,7 +12,7 @@ import redis
 from farm import keys
 from farm.ledger import scripts
 from farm.ledger.connection import mapped
-from farm.ledger.records import ROW_FIELDS, JobRef
+from farm.ledger.records import ROW_FIELDS, JobRef, worker_of
 
 
 @dataclass(frozen=True)
@@ -26,13 +27,17 @@ class Due:
 
 @dataclass(frozen=True)
 class Depths:
-    """Jobs of one model; `oldest`: seconds that the oldest ready one waits; `spent`: seconds on those that ended."""
+    """Jobs of one model; `oldest`: seconds that the oldest ready one waits; `spent`: seconds on those that ended.
+
+    `urgent`: those of all these jobs that are of at least the priority that was asked about.
+    """
 
     ready: int
     hinted: int
     running: int
     oldest: float
     spent: float
+    urgent: int
 
 
 class Window:
@@ -75,21 +80,34 @@ class Window:
         with mapped():
             return int(cast("str | None", self._redis.get(keys.FINISHED + model)) or 0)
 
-    def depths(self, model: str) -> Depths:
-        """How many jobs of a model wait where."""
+    def depths(self, model: str, *, priority: int = 0) -> Depths:
+        """How many jobs of a model wait where, and how many of them are of at least this priority."""
         with mapped():
             tenants = cast("list[str]", self._redis.zrange(keys.TENANTS + model, 0, -1))
             pipe: Any = self._redis.pipeline(transaction=False)  # its stubs type each call as its answer
-            pipe.time().zcard(keys.HINTED + model).scard(keys.RUNNING + model).get(keys.PACE + model)
+            pipe.time().get(keys.PACE + model).zrange(keys.HINTED + model, 0, -1).smembers(keys.RUNNING + model)
             for tenant in tenants:
                 queue = f"{keys.READY}{model}:{tenant}"
-                pipe.zcard(queue).zrange(queue, 0, 0)
-            (seconds, micros), hinted, running, pace, *rest = pipe.execute()
-            for head in rest[1::2]:
+                pipe.zcard(queue).zcount(queue, "-inf", f"({scripts.first_place(priority - 1)}").zrange(queue, 0, 0)
+            (seconds, micros), pace, hinted, running, *ready = pipe.execute()
+            for head in ready[2::3]:
                 pipe.hget(keys.job_row(head[0] if head else ""), "queued_at")
-            since = [float(at) for at in pipe.execute() if at]
+            for job in (*hinted, *running):
+                pipe.hget(keys.job_row(job), "priority")
+            rows = pipe.execute()
+        since = [float(at) for at in rows[: len(tenants)] if at]
         oldest = max(0.0, seconds + micros / 1e6 - min(since)) if since else 0.0
-        return Depths(sum(rest[::2]), hinted, running, oldest, float(pace or 0.0))
+        urgent = sum(ready[1::3]) + sum(int(of or 0) >= priority for of in rows[len(tenants) :])
+        return Depths(sum(ready[::3]), len(hinted), len(running), oldest, float(pace or 0.0), urgent)
+
+    def holders(self, model: str) -> Counter[str]:
+        """Worker → jobs of a model that it holds, as they named themselves to their ledgers."""
+        with mapped():
+            running = cast("set[str]", self._redis.smembers(keys.RUNNING + model))
+            pipe: Any = self._redis.pipeline(transaction=False)
+            for job in running:
+                pipe.hget(keys.job_row(job), "owner")
+            return Counter(worker_of(owner) for owner in pipe.execute() if owner)
 
     def lead(self, name: str, *, seconds: float) -> bool:
         """Whether the dispatcher `name` leads for the next seconds: the first that asks, until it falls silent."""

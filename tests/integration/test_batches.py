@@ -272,23 +272,3 @@ def test_a_damaged_batch_holds_up_nobody_else(works):
     works.ledger._redis.delete(keys.EPOCH)  # the walk over the store meets it, too
     assert works.work_off(good).counts == {JobState.SUCCEEDED: 3}
     assert damaged.status().counts == {JobState.QUEUED: 3}
-
-
-def test_two_leaders_never_export_at_once(works):
-    from farm import metrics
-    from farm.dispatcher.gauges import Gauges
-    from farm.dispatcher.lead import Lead
-    from farm.ledger import Window
-
-    works.client.submit_batch(works.jobs(5))
-    for _ in range(2):
-        works.dispatcher.round()
-    window = Window(works.ledger._redis)
-    window._redis.delete(keys.LEADER)
-    leader, other = (Gauges(Lead(window), window, works.batches, ("sd15-inpaint",)) for _ in range(2))
-    leader.refresh()
-    samples = {(s.labels["model"], s.labels["state"]): s.value for s in metrics.queue_jobs.collect()[0].samples}
-    assert samples["sd15-inpaint", "hinted"] == 5
-    assert metrics.backlog_gpu_seconds.labels("sd15-inpaint")._value.get() == 5.0
-    other.refresh()
-    assert metrics.queue_jobs.collect()[0].samples == []

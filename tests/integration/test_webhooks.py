@@ -1,7 +1,6 @@
 """Webhooks end to end: a real receiver over HTTP and HTTPS, a real store, a dispatcher that may restart at any time."""
 
 import base64
-import datetime
 import hashlib
 import hmac
 import json
@@ -12,10 +11,6 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from farm import keys, metrics
 from farm.dispatcher.webhooks import Webhooks
@@ -24,6 +19,7 @@ from farm.states import JobState
 from farm.tenants import Tenants
 from farm.webhooks import outbox
 from tests.integration.works import Works
+from tests.servers.certificate import certified, serving
 
 KEY = bytes(range(32))
 
@@ -40,11 +36,11 @@ class Receiver:
             def do_POST(self):
                 body = self.rfile.read(int(self.headers["content-length"]))
                 outer.got.append((self.path, {name.lower(): value for name, value in self.headers.items()}, body))
-                if outer.slowly:  # a byte now and then, which no timeout of a single read notices
-                    for byte in b"HTTP/1.1 200":
-                        self.wfile.write(bytes([byte]))
-                        if outer.hang.wait(0.2):
-                            return
+                if outer.slowly:  # a byte now and then, without end, which no timeout of a single read notices
+                    self.wfile.write(b"HTTP/1.1 200 ")
+                    while not outer.hang.wait(0.2):
+                        self.wfile.write(b"O")
+                    return
                 self.send_response(outer.statuses.pop(0) if outer.statuses else 204)
                 for name, value in outer.headers.items():
                     self.send_header(name, value)
@@ -221,10 +217,8 @@ def test_a_batch_that_ends_is_told_with_its_numbers_and_again_after_a_retry(farm
 def test_who_answers_a_byte_now_and_then_is_not_waited_for(farm, receiver):
     receiver.slowly = True
     farm.run(farm.submit(webhook_url=farm.url))
-    began = time.monotonic()
     with counted(failed=1):
         farm.sender.look()
-    assert time.monotonic() - began < 2.2  # twelve bytes would take 2.4 s
 
 
 def test_a_host_that_fails_rests_and_takes_no_turns(farm, receiver):
@@ -272,32 +266,9 @@ def test_without_a_secret_nothing_is_sent_unsigned(farm, receiver, tmp_path):
     assert not receiver.got and len(farm.left()) == 1
 
 
-def certified(folder, name):
-    """A key and a self-signed certificate for `name`, in one file."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    who = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder().subject_name(who).issuer_name(who).public_key(key.public_key())
-        .serial_number(1).not_valid_before(now - datetime.timedelta(1)).not_valid_after(now + datetime.timedelta(1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )  # fmt: skip
-    path = folder / f"{name}.pem"
-    path.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        ) + certificate.public_bytes(serialization.Encoding.PEM)
-    )  # fmt: skip
-    return path
-
-
 def test_https_is_spoken_to_the_name_at_the_resolved_address(local_store, redis_url, tmp_path):
     pem = certified(tmp_path, "hooks.test")
-    serving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    serving.load_cert_chain(pem)
-    receiver = Receiver(serving)
+    receiver = Receiver(serving(pem))
     try:
         farm = Farm(tmp_path, local_store, redis_url, receiver.port)
         hosts = (f"hooks.test:{receiver.port}", f"*.other.test:{receiver.port}")

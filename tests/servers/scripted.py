@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -33,7 +34,7 @@ def error(status: int, code: str) -> Answer:
 
 
 @contextmanager
-def scripted(answer: Callable[[Request], Answer]) -> Iterator[str]:
+def scripted(answer: Callable[[Request], Answer], *, tls: ssl.SSLContext | None = None) -> Iterator[str]:
     """The URL of a server that calls `answer` for every request, from many threads."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -59,7 +60,7 @@ def scripted(answer: Callable[[Request], Answer]) -> Iterator[str]:
             except OSError:
                 pass  # the client has had enough, which is what some tests are about
 
-        do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = respond
+        do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = do_PATCH = respond
 
         def log_message(self, *_: object) -> None:
             pass
@@ -71,10 +72,12 @@ def scripted(answer: Callable[[Request], Answer]) -> Iterator[str]:
             pass
 
     server = Server(("127.0.0.1", 0), Handler)
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}"
+        yield f"{'https' if tls else 'http'}://127.0.0.1:{server.server_port}"
     finally:
         server.shutdown()
         server.server_close()

@@ -1,14 +1,15 @@
 """A log line is one JSON object, about one job, and holds no secret."""
 
-import io
 import json
 import logging
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farm.logs import JsonFormatter, job_context, set_up, struck
+from farm.logs import JsonFormatter, job_context, struck
 
 
 def line(message, *arguments, error=None):
@@ -17,10 +18,10 @@ def line(message, *arguments, error=None):
 
 
 def test_a_line_carries_its_job():
-    with job_context(job_id="a"), job_context(tenant="t"):
+    with job_context(job="a", attempt=2), job_context(tenant="t"):
         inside = json.loads(line("hello %s", "you"))
-    assert (inside["message"], inside["job_id"], inside["tenant"]) == ("hello you", "a", "t")
-    assert "job_id" not in json.loads(line("hello"))
+    assert (inside["message"], inside["job"], inside["attempt"], inside["tenant"]) == ("hello you", "a", "2", "t")
+    assert "job" not in json.loads(line("hello"))
 
 
 @given(st.text(st.characters()))
@@ -81,14 +82,35 @@ def test_an_address_that_cannot_be_read_is_no_reason_to_fail(monkeypatch):
     assert struck("hello") == "hello"
 
 
-def test_libraries_that_print_requests_are_kept_from_it(monkeypatch):
-    root, before = logging.getLogger(), (logging.getLogger().handlers[:], logging.getLogger().level)
-    monkeypatch.setattr("sys.stderr", stream := io.StringIO())
-    try:
-        set_up("DEBUG")
-        logging.getLogger("botocore.endpoint").debug("request headers: %s", "whatever")
-        logging.getLogger("farm").debug("seen")
-    finally:
-        root.handlers[:], level = before
-        root.setLevel(level)
-    assert [json.loads(made)["message"] for made in stream.getvalue().splitlines()] == ["seen"]
+def in_a_process(code):
+    """The log of a process that runs this; it changes what is the whole process'."""
+    given = f"import logging\nfrom farm.logs import name_process, set_up\n{code}"
+    done = subprocess.run([sys.executable, "-c", given], capture_output=True, text=True, check=False)
+    assert not done.stdout
+    return [json.loads(made) for made in done.stderr.splitlines()]
+
+
+def test_libraries_that_print_requests_are_kept_from_it():
+    (seen,) = in_a_process("""
+set_up("DEBUG")
+logging.getLogger("botocore.endpoint").debug("request headers: %s", "whatever")
+logging.getLogger("farm").debug("seen")
+""")
+    assert seen["message"] == "seen"
+
+
+def test_warnings_and_what_nobody_caught_are_lines_too():
+    warned, in_thread, last = in_a_process("""
+import threading, warnings
+set_up("INFO")
+name_process("w")
+warnings.warn("look\\nout")
+thread = threading.Thread(target=lambda: 1 / 0)
+thread.start()
+thread.join()
+raise RuntimeError("the end of https://u:hush-hush@h/")
+""")
+    assert "look\nout" in warned["message"] and warned["level"] == "warning"
+    assert "ZeroDivisionError" in in_thread["exception"]
+    assert "RuntimeError: the end" in last["exception"] and "hush-hush" not in str(last)
+    assert {line["worker"] for line in (warned, in_thread, last)} == {"w"}
