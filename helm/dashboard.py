@@ -17,6 +17,7 @@ FARM = 'namespace=~"$namespace"'  # where no label says the namespace, "All" mat
 MODEL = f'{FARM},model=~"$model"'
 RATE = "$__rate_interval"
 WORKERS = f'sum(farm_worker_state{{{FARM},state=~"ready|draining"}})'
+BACKLOG = f"sum by (model) (max by (model, growth) (farm_backlog_gpu_seconds{{{MODEL}}}))"
 
 
 class Panel(NamedTuple):
@@ -71,7 +72,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         Panel("Jobs by state", "unindexed: accepted, still in the store; ready; hinted to workers; running.", "short",
               (("{{state}}", f"sum by (state) (farm_queue_jobs{{{MODEL}}})"),), stack=True),
         Panel("Backlog", "Seconds of one device that the work left will take: what autoscaling divides by the wanted "
-              "time to drain.", "s", (("{{model}}", f"max by (model) (farm_backlog_gpu_seconds{{{MODEL}}})"),)),
+              "time to drain.", "s", (("{{model}}", BACKLOG),)),
         Panel("Queue age", "Of the oldest job that could run.", "s",
               (("{{model}}", f"max by (model) (farm_queue_oldest_seconds{{{MODEL}}})"),)),
         Panel("Hinted", "Jobs handed to workers, a second.", "short",
@@ -118,7 +119,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
                         ("foreign messages", f"sum(increase(farm_dropped_messages_total{{{FARM}}}[{RATE}]))"))),
         Panel("Cost an hour", "Workers × the price above.", "currencyUSD", (("cost", f"$price * {WORKERS}"),)),
         Panel("Cost of the backlog", "Backlog in device hours × the price above.", "currencyUSD",
-              (("{{model}}", f"$price * max by (model) (farm_backlog_gpu_seconds{{{MODEL}}}) / 3600"),)),
+              (("{{model}}", f"$price * {BACKLOG} / 3600"),)),
     ),
 }  # fmt: skip
 

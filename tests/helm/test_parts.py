@@ -105,12 +105,12 @@ def test_helm_test_looks_until_it_meets_the_dispatcher_that_leads() -> None:
     def answer(request: Request) -> Answer:
         seen.append(request.path)
         leads = seen.count("/metrics") > 1
-        return _plain('farm_backlog_gpu_seconds{model="sd15-inpaint"} 12.5\n' if leads else "other 1\n")
+        return _plain('farm_backlog_gpu_seconds{growth="true",model="sd15-inpaint"} 12.5\n' if leads else "other 1\n")
 
     with scripted(answer) as url:
         done = _test_pod(url)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == 'farm_backlog_gpu_seconds{model="sd15-inpaint"} 12.5\n'
+    assert done.stdout == 'farm_backlog_gpu_seconds{growth="true",model="sd15-inpaint"} 12.5\n'
     assert seen == ["/readyz", "/metrics"] * 2
 
 

@@ -220,7 +220,8 @@ def test_workers_are_backlog_divided_by_the_time_to_drain(drain: int, share: flo
     (trigger,) = by_keda["spec"]["triggers"]
     assert trigger["type"] == "prometheus"
     assert trigger["metricType"] == "AverageValue"
-    assert trigger["metadata"]["query"] == f'max(farm_backlog_gpu_seconds{{namespace="{NAMESPACE}",model="m"}})'
+    labels = f'namespace="{NAMESPACE}",model="m",growth="true"'
+    assert trigger["metadata"]["query"] == f"max(farm_backlog_gpu_seconds{{{labels}}})"
     assert trigger["metadata"]["threshold"] == str(target)
     assert (by_keda["spec"]["minReplicaCount"], by_keda["spec"]["maxReplicaCount"]) == (1, 9)
     behavior = by_keda["spec"]["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
@@ -229,7 +230,8 @@ def test_workers_are_backlog_divided_by_the_time_to_drain(drain: int, share: flo
     by_hpa = only(production(pools, {"autoscaling": {"kind": "hpa", "targetDrainSeconds": drain}}),
                   "HorizontalPodAutoscaler")["spec"]  # fmt: skip
     external = by_hpa["metrics"][0]["external"]
-    assert external["metric"] == {"name": "farm_backlog_gpu_seconds", "selector": {"matchLabels": {"model": "m"}}}
+    selector = {"matchLabels": {"model": "m", "growth": "true"}}
+    assert external["metric"] == {"name": "farm_backlog_gpu_seconds", "selector": selector}
     assert external["target"] == {"type": "AverageValue", "averageValue": str(target)}
     assert by_hpa["behavior"] == behavior
 
@@ -247,7 +249,7 @@ def test_keda_can_ask_the_dispatcher_itself() -> None:
     objects = render(values)
     metadata = only(objects, "ScaledObject")["spec"]["triggers"][0]["metadata"]
     assert metadata["url"] == f"http://{FULL}-dispatcher.{NAMESPACE}.svc:9090/metrics"
-    assert metadata["valueLocation"] == 'farm_backlog_gpu_seconds{model="sd15-inpaint"}'
+    assert metadata["valueLocation"] == 'farm_backlog_gpu_seconds{model="sd15-inpaint",growth="true"}'
     assert metadata["format"] == "prometheus"
     assert only(objects, "Service", "-dispatcher")["spec"]["ports"][0]["port"] == 9090
     peers = only(objects, "NetworkPolicy", "-farm")["spec"]["ingress"][0]["from"]

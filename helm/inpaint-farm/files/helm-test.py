@@ -7,7 +7,7 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 dispatcher, model = os.environ["DISPATCHER"], os.environ["MODEL"]
-series = f'farm_backlog_gpu_seconds{{model="{model}"}}'
+series, of = "farm_backlog_gpu_seconds{", f'model="{model}"'
 deadline = time.monotonic() + float(os.environ.get("SECONDS_TO_WAIT", "60"))
 last = "nothing was asked"
 while time.monotonic() < deadline:
@@ -16,10 +16,10 @@ while time.monotonic() < deadline:
             assert answer.status == 200
         with urlopen(f"{dispatcher}/metrics", timeout=5) as answer:
             lines = answer.read().decode().splitlines()
-        if found := [line for line in lines if line.startswith(series)]:
+        if found := [line for line in lines if line.startswith(series) and of in line]:
             sys.stdout.write(found[0] + "\n")
             sys.exit(0)
-        last = f"{series} is not told: this dispatcher does not lead, or none does"
+        last = f"{series}{of}}} is not told: this dispatcher does not lead, or none does"
     except (URLError, TimeoutError, ConnectionError) as error:
         last = f"{dispatcher}: {error}"
     time.sleep(1)
