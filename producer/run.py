@@ -234,10 +234,11 @@ def _alone(folder: Path) -> Iterator[None]:
     """Two processes would write every result twice. The lock ends with the process, however that ends."""
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Misconfigured(f"Another process is writing the results of the run in {folder}; let it end.") from None
         yield
-    except BlockingIOError:
-        raise Misconfigured(f"Another process is writing the results of the run in {folder}; let it finish.") from None
     finally:
         os.close(handle)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -71,12 +70,9 @@ def run(
         raise InvalidParameter("--max-cost", "needs what a GPU costs an hour: give --price, or set FARM_GPU_HOUR_PRICE")
     if webhook is not None:
         client.tenants.check_webhook(webhook, tenant=tenant)
-
-    def known_rate(run: Run | None) -> Rate | None:
-        return _rate(client, run, rate, rate_from, tenant)
-
     if dry_run:
-        _check(client, source, hour, known_rate, deep=deep, as_json=as_json)
+        measured = _rate(client, None, rate, rate_from, tenant)
+        _check(client, source, hour, measured, deep=deep, as_json=as_json)
         return
     if deep:
         raise InvalidParameter("--deep", "says how a --dry-run looks at the rows; give both")
@@ -87,7 +83,12 @@ def run(
         work = None
     if max_cost is not None:  # before anything is submitted, tried again or let through
         rows = sample if work is None else None if resume else work.record.parts[-1].stop
-        _refuse_over_budget(source, rows, known_rate(work), hour, max_cost)
+        measured = _rate(client, work, rate, rate_from, tenant)
+        if measured is None:
+            words = "no measured rate yet: --max-cost is only watched while it runs"
+            tell({"event": "warning", "message": words}, words, as_json=as_json)
+        else:
+            _refuse_over_budget(source, rows, measured, hour, max_cost)
     if work is None:
         work = Run.begin(client, source, folder, tenant=tenant, key=key, sample=sample or 0, webhook=webhook)
     if retry_failed:
@@ -146,10 +147,7 @@ def _rate(client: Client, run: Run | None, rate: float | None, rate_from: str | 
 # A dry run
 
 
-def _check(
-    client: Client, source: Manifest, hour: float, known_rate: Callable[[Run | None], Rate | None], *, deep: bool,
-    as_json: bool,
-) -> None:  # fmt: skip
+def _check(client: Client, source: Manifest, hour: float, rate: Rate | None, *, deep: bool, as_json: bool) -> None:
     jobs = images = bad = warned = 0
     codes: Counter[str] = Counter()
     for row in Preflight(client, deep=deep).examine(source):
@@ -160,7 +158,7 @@ def _check(
         codes.update(finding.code for finding in row.findings if not finding.warning)
         if row.findings and (as_json or bad + warned <= _SHOWN):
             _show_row(row, as_json=as_json)
-    quote = Quote(jobs, images, known_rate(None), hour)
+    quote = Quote(jobs, images, rate, hour)
     told = {"event": "quote", **quote.to_dict(), "bad_rows": bad, "rows_with_warnings": warned, "codes": dict(codes)}
     more = f" ({', '.join(f'{code} {count:,}' for code, count in codes.most_common())})" if codes else ""
     words = f"{jobs:,} rows checked: {jobs - bad:,} good, {bad:,} bad{more}, {warned:,} with a warning\n{quote}"
@@ -184,13 +182,8 @@ def _show_row(row: Examined, *, as_json: bool) -> None:
 # The run
 
 
-def _refuse_over_budget(source: Manifest, rows: int | None, rate: Rate | None, hour: float, most: float) -> None:
-    """Raises OverBudget where the measured rate says that so many rows (None: all) cost too much together.
-
-    Without one the cost is only watched while it runs.
-    """
-    if rate is None:
-        return
+def _refuse_over_budget(source: Manifest, rows: int | None, rate: Rate, hour: float, most: float) -> None:
+    """Raises OverBudget where so many rows (None: all) cost too much at this rate."""
     jobs = images = 0
     for job in source.jobs(0, rows):
         jobs, images = jobs + 1, images + job.num_images_per_prompt
