@@ -84,7 +84,8 @@ class Settings(BaseSettings):
     # The worker
     model: str = "sd15-inpaint"  # the name this worker's checkpoint goes by; also its queue
     model_path: Path | None = None  # the checkpoint's folder in the diffusers layout
-    device: str = "auto"  # auto | cpu | cuda | cuda:N
+    backend: Literal["torch", "jax"] = "torch"  # jax: compiled, over all of JAX's devices (worker/engine_jax)
+    device: str = "auto"  # auto | cpu | cuda | cuda:N; of torch's
     dtype: str = "auto"  # auto | float32 | bfloat16 | float16; auto is float16 on CUDA, float32 on a CPU
     # Sizes "WIDTHxHEIGHT" in px, one of which a crop is resized to when the job names none (JSON list).
     size_buckets: tuple[str, ...] = ("512x512", "576x448", "448x576", "640x384", "384x640")

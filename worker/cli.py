@@ -15,7 +15,10 @@ from farm.logs import set_up
 
 
 class _Commands(click.Group):
-    """Errors are one line and exit code 2."""
+    """Errors are one line and exit code 2. `--backend` without a command is `run`'s."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, ["run", *args] if args and args[0].startswith("--backend") else args)
 
     def invoke(self, ctx: click.Context) -> object:
         try:
@@ -35,9 +38,10 @@ def main() -> None:
 
 
 @main.command()
-def run() -> None:
+@click.option("--backend", type=click.Choice(["torch", "jax"]), help="What renders; default FARM_BACKEND, else torch.")
+def run(backend: str | None) -> None:
     """Serve jobs until told to end (SIGTERM drains)."""
-    settings = load_settings()
+    settings = load_settings(**({} if backend is None else {"backend": backend}))
     set_up(settings.log_level)
     Ledger(connect(settings.redis_url)).ping()  # said at once, not after torch and transformers were imported
     from worker.lifecycle import serve

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any, Protocol
 
 import psutil
@@ -16,7 +17,7 @@ from celery.worker.consumer import Consumer
 
 from farm import metrics, tracing
 from farm.config import Settings
-from farm.errors import FarmError, QueueForbidden, QueueUnavailable
+from farm.errors import FarmError, Misconfigured, QueueForbidden, QueueUnavailable
 from farm.health import Health
 from farm.ledger import Ledger, connect
 from farm.logs import name_process
@@ -60,9 +61,7 @@ def serve(settings: Settings, renderer: ServedRenderer | None = None) -> int:
     tracing.begin("inpaint-farm-worker")
     store = settings.open_store()
     if renderer is None:
-        from worker.renderer import WarmRenderer  # seconds of torch, only where a model is to be rendered with
-
-        renderer = WarmRenderer(settings)
+        renderer = _renderer(settings)
     metrics.declare(settings.model, renderer.device)
     health = Health(settings.metrics_host, settings.metrics_port, refresh=renderer.refresh_metrics)
     health.start()
@@ -88,6 +87,19 @@ def serve(settings: Settings, renderer: ServedRenderer | None = None) -> int:
     finally:
         watchdog.stop()
         health.stop()
+
+
+def _renderer(settings: Settings) -> ServedRenderer:
+    """Of the back end that is set. Seconds of torch or JAX, only where a model is to be rendered with."""
+    if settings.backend == "jax":
+        if find_spec("jax") is None or find_spec("torchax") is None:
+            raise Misconfigured("FARM_BACKEND is jax, which is not installed: pip install 'inpaint-farm[worker,jax]'")
+        from worker.jax_renderer import JaxRenderer
+
+        return JaxRenderer(settings)
+    from worker.renderer import WarmRenderer
+
+    return WarmRenderer(settings)
 
 
 def _publish_card(settings: Settings, store: ObjectStore, renderer: ServedRenderer) -> None:

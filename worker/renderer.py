@@ -72,7 +72,7 @@ class WarmRenderer(Listener):
         self._settings = settings
         self.device = device.choose_device(settings.device)
         self._dtype = device.choose_dtype(settings.dtype, self.device)
-        self.checkpoint_sha256 = _hash_folder(settings.model_path)
+        self.checkpoint_sha256 = hash_folder(settings.model_path)
         self._pipe = StableDiffusionInpaintPipeline.from_pretrained(settings.model_path, torch_dtype=self._dtype)
         self._pipe.to(self.device)
         self._checkpoint_scheduler = self._pipe.scheduler
@@ -365,7 +365,7 @@ class WarmRenderer(Listener):
         self._progress += 1
 
 
-def _hash_folder(folder: Path) -> str:
+def hash_folder(folder: Path) -> str:
     """One sha256 over names and bytes of a checkpoint's files, in the order of their names."""
     total = hashlib.sha256()
     for path in sorted(folder.rglob("*")):

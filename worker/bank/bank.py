@@ -95,8 +95,8 @@ class LoraBank:
         self._refused_lock = threading.Lock()
 
     def _way_to(self, device: str, place: Place | None) -> Place | None:
-        """None for the CPU, where weights are already."""
-        if place is None and device == "cpu":
+        """None for what is no CUDA device: weights are on the CPU already, where JAX takes them from, too."""
+        if place is None and not device.startswith("cuda"):
             return None
         from worker.bank.placement import CudaPlacement, within_memory  # imports torch: only for who needs it
 
