@@ -98,7 +98,7 @@ const words = (row) => {
   const fact = (name, ...value) => value.some(Boolean) && list.append(make("dt", {}, name), make("dd", {}, ...value));
   const open = (address, label) => make("a", { href: address, target: "_blank", rel: "noopener noreferrer" }, label);
   if (row.score !== null) {
-    const each = Object.entries(LIMITS).map(([name, label]) => `${label} ${row.scores[name].toFixed(2)}`).join(" · ");
+    const each = Object.entries(LIMITS).map(([name, label]) => `${label} ${row.scores[name].toFixed(2)}`.replaceAll(" ", "\u00a0")).join(" · ");
     const share = make("span", { class: "score" }, meter(row.score), `${percent(row.score)} of its limit`);
     list.append(make("dt", {}, "Gate score"), make("dd", { class: "whole" }, share, " ", make("span", { class: "quiet" }, each)));
   }

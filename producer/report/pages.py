@@ -103,7 +103,7 @@ def _write_page(
     folder, facts, run, missing = path.parent.absolute(), _facts(results), run_name(results), 0
     side = next((side for most, side in _SIDES if len(results) <= most), _SIDES[-1][1])
     before, after = halves(
-        "page.html", _PAGE_SCRIPTS, title=title, about=_about(facts),
+        "review", _PAGE_SCRIPTS, title=title, about=_about(facts),
         back=element("a", "All pages", href=_beside(index), class_="back") if index else "",
     )  # fmt: skip
     rows = [row(result, partial(link, folder=folder)) for result in results]
@@ -179,7 +179,7 @@ def _write_index(path: Path, pages: Sequence[_Page], title: str) -> None:
     review = sum(page.facts.review for page in pages)
     measured, changed = sum(page.facts.measured for page in pages), sum(page.facts.changed for page in pages)
     about = _about(_Facts(dict(total), review, measured, changed))
-    before, after = halves("index.html", _INDEX_SCRIPTS, title=title, about=about)
+    before, after = halves("index", _INDEX_SCRIPTS, title=title, about=about)
     items = (
         element(
             "li",

@@ -21,14 +21,15 @@ class _Page(Template):
     delimiter = "§"  # `$` and `%` are CSS's and JavaScript's
 
 
-def halves(document: str, scripts: Sequence[str], **words: Markup | str) -> tuple[str, str]:
-    """The page `document` (a file beside this one) before its data and after it.
+def halves(kind: str, scripts: Sequence[str], **words: Markup | str) -> tuple[str, str]:
+    """A page before its data and after it: `head.html` and `<kind>.html`, files beside this one.
 
     `scripts` are joined into the one script that may run: the content security policy names its hash and the style's,
     and lets nothing be fetched from anywhere.
     """
     script, style = "\n".join(asset(name) for name in scripts), asset("report.css")
-    page = _Page(asset(document)).substitute(
+    page = _Page(asset("head.html") + asset(f"{kind}.html")).substitute(
+        kind=kind,
         generator=GENERATOR,
         policy=(
             f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
