@@ -4,6 +4,7 @@ torchax (https://github.com/google/torchax) runs torch code on JAX arrays: what 
 `worker.engine`, and here its parameters are arguments.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -72,7 +73,11 @@ def function(module: nn.Module, run: Callable[..., Any]) -> Function:
 
     def call(params: Params, *arrays: Any) -> Any:
         named = {f"module.{name}": array for name, array in params.items()}
-        return _interop.call_torch(lambda given, *args: torch.func.functional_call(method, given, args), named, *arrays)
+        with warnings.catch_warnings():  # torch's whole numbers have 64 bits, JAX's 32, which tokens fit
+            warnings.filterwarnings("ignore", message="Explicitly requested dtype int64")
+            return _interop.call_torch(
+                lambda given, *args: torch.func.functional_call(method, given, args), named, *arrays
+            )
 
     return call
 
