@@ -7,7 +7,9 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import safetensors.numpy
 from click.testing import CliRunner
 from PIL import Image
 
@@ -327,6 +329,11 @@ def test_check_says_what_a_worker_would(farm, run):
     Path("job.json").write_text(json.dumps({**job, "mask": farm.mask("s.png", (20, 20))}))
     bad = run("check", "job.json", "--json")
     assert bad.exit_code == 1 and json.loads(bad.stdout)["code"] == "MaskSizeMismatch"
+    word = farm.put("word.safetensors", safetensors.numpy.save({"<brand>": np.ones((1, 4), np.float32)}))
+    for pinned, code in ((None, 0), ("0" * 64, 1)):  # every file is read whole, not only a LoRA's
+        Path("job.json").write_text(json.dumps({**job, "embeddings": [{"path": word, "sha256": pinned}]}))
+        assert run("check", "job.json").exit_code == code
+    assert "LoraHashMismatch" in run("check", "job.json").stdout
     data = farm.store.get(job["image"], max_bytes=10**6).data
     Path("photo.jpg").write_bytes(data)
     assert "PNG, 96×64 px" in (good := run("check", "photo.jpg")).stdout and "its bytes count" in good.stdout
