@@ -113,8 +113,8 @@ class Settings(BaseSettings):
     gate_retries: int = Field(default=0, ge=0, le=8)
     gate_blank: float = Field(default=0.98, gt=0)
     gate_unchanged: float = Field(default=0.98, gt=0)
-    gate_seam: float = Field(default=25.0, gt=0)
-    gate_colour_shift: float = Field(default=20.0, gt=0)
+    gate_seam: float = Field(default=12.0, gt=0)
+    gate_colour_shift: float = Field(default=30.0, gt=0)
     metrics_port: int = Field(default=9090, ge=0, le=65535)  # /metrics /healthz /readyz; 0 takes any free port
     metrics_host: str = "0.0.0.0"
     worker_name: str = Field(default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}")

@@ -33,8 +33,9 @@ class Copyist(Painter):
 def bench_of(painter, local_store, redis_url, tmp_path, **settings):
     bench = Bench(local_store, f"file://{tmp_path / 'store'}", redis_url, **settings)
     bench.runner._renderer = painter
-    smooth = Image.fromarray(np.linspace(40, 200, 96 * 64, dtype=np.uint8).reshape(64, 96)).convert("RGB")
-    bench.put("photo.png", png(smooth))
+    photo = Image.fromarray(np.linspace(40, 200, 96 * 64, dtype=np.uint8).reshape(64, 96)).convert("RGB")
+    photo.paste((10, 10, 10), (40, 20, 80, 50))  # a dark thing, right where the mask is
+    bench.put("photo.png", png(photo))
     return bench
 
 
