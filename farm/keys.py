@@ -163,4 +163,6 @@ def output(root: str, job: InpaintJob, batch: str, index: int, generation: int =
     """
     prefix = job.output or f"{root.rstrip('/')}/outputs/{job.tenant}/{batch}/"
     suffix = (f"-{index}" if index else "") + (f".g{generation}" if generation else "")
+    if job.if_exists == "version":
+        suffix += f".{job_id(job.tenant, batch, job.custom_id)[:12]}"
     return f"{prefix}{job.custom_id}{suffix}.{'jpg' if job.output_format == 'jpeg' else job.output_format}"

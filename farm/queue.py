@@ -19,6 +19,7 @@ from farm.ledger import JobRef
 from farm.names import check_name
 from farm.schemas import MAX_SPEC_BYTES
 
+_compression: Any = compression  # which says no types
 RENDER = "farm.render"  # the task's name: producers submit by it and import nothing of the worker
 
 
@@ -52,8 +53,8 @@ def _refuse_compressed(body: bytes) -> bytes:
 
 
 # 600 kB of a compressed message inflate to gigabytes, before anybody looks at it.
-for _kind in compression.encoders():  # type: ignore[no-untyped-call]  # kombu has no types
-    compression.register(None, _refuse_compressed, _kind)  # type: ignore[no-untyped-call]  # nor here
+for _kind in _compression.encoders():
+    _compression.register(None, _refuse_compressed, _kind)
 
 
 MAX_HINT = 256  # jobs that one message may stand for

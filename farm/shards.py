@@ -32,7 +32,7 @@ MAX_BYTES = 8 * 1024**2  # of a shard; it ends early rather than grow past this
 _MAX_READ = MAX_BYTES + 2 * MAX_SPEC_BYTES
 MAX_RESULT_BYTES = 4 * 1024**2
 MAX_ROLLED_BYTES = 64 * 1024**2  # of a shard of results; those of one that would grow past this stay by themselves
-_READERS = 16  # results on their way at once
+READERS = 16  # results on their way at once
 _DEFAULTS = {name: InpaintJob.model_fields[name].default for name in ("model", "priority")}
 
 
@@ -143,18 +143,10 @@ class Shelf:
         return footer
 
     def has_single(self, tenant: str, batch: str) -> bool:
-        try:
-            self.store.head(keys.spec_shard(self.root, tenant, batch, keys.SINGLE))
-        except InputNotFound:
-            return False
-        return True
+        return self.store.exists(keys.spec_shard(self.root, tenant, batch, keys.SINGLE))
 
     def canceled(self, tenant: str, batch: str) -> bool:
-        try:
-            self.store.head(keys.batch_canceled(self.root, tenant, batch))
-        except InputNotFound:
-            return False
-        return True
+        return self.store.exists(keys.batch_canceled(self.root, tenant, batch))
 
     def generations(self, tenant: str, batch: str, *, retries: int | None = None) -> dict[str, int]:
         """Job → its newest generation, for the jobs of a batch that were retried; as of so many `retries`."""
@@ -205,7 +197,7 @@ class Shelf:
             later.update((ref.job_id, ref.generation) for ref in retry)
             retries += 1
         rolled = summary is not None and summary.results is not None and summary.retries == retries
-        with ThreadPoolExecutor(_READERS) as pool:
+        with ThreadPoolExecutor(READERS) as pool:
             for shard in range(footer.shards) if footer else ():
                 lines: Iterable[bytes | None] = self._rolled(tenant, batch, retries, shard) if rolled else ()
                 if not lines:
@@ -221,9 +213,14 @@ class Shelf:
 
     def result_lines(self, refs: Iterable[JobRef], pool: Executor) -> list[bytes | None]:
         """Each job's result object as it is, None where there is none."""
-        return list(pool.map(self._result, refs))
+        return list(pool.map(self._result_line, refs))
 
-    def _result(self, ref: JobRef) -> bytes | None:
+    def result(self, ref: JobRef) -> JobResult | None:
+        """How a job's generation ended; None if it has not."""
+        line = self._result_line(ref)
+        return None if line is None else JobResult.from_json(line)
+
+    def _result_line(self, ref: JobRef) -> bytes | None:
         uri = keys.result(self.root, ref.tenant, ref.batch_id, ref.job_id, ref.generation)
         try:
             return self.store.get(uri, max_bytes=MAX_RESULT_BYTES).data

@@ -24,9 +24,6 @@ from farm.errors import (
     DeadlineExceeded,
     EmbeddingInvalid,
     FarmError,
-    InputChanged,
-    ObjectExists,
-    OutputExists,
     QueueForbidden,
     QueueUnavailable,
     UnknownModel,
@@ -40,10 +37,11 @@ from farm.shards import Shelf
 from farm.states import JobState
 from farm.storage import ObjectStore
 from farm.tenants import Tenants
-from worker import gatekeeper, images
+from worker import gatekeeper, images, spans
 from worker.assets import Asset, Kind
 from worker.bank import Budgets, LoraBank
 from worker.lease import JobLease, Lease
+from worker.outputs import Outputs
 from worker.verdicts import Attempt, Verdicts
 
 log = logging.getLogger(__name__)
@@ -117,6 +115,7 @@ class Runner:
             )  # imports torch, which a worker without a model can do without
 
             self._prompt_length = PromptLength(settings.model_path)
+        self._outputs = Outputs(settings, store)
         self._verdicts = Verdicts(
             settings, store, ledger, device=renderer.device, checkpoint_sha256=renderer.checkpoint_sha256
         )
@@ -160,8 +159,10 @@ class Runner:
                         break
                     ref, claim = todo.pop()
                     attempt = Attempt(ref, claim, timings={"queue_wait": claim.waited_seconds}, claimed=began)
-                    with job_context(job_id=ref.job_id, tenant=ref.tenant):
+                    about = {"job": ref.job_id, "batch": ref.batch_id, "tenant": ref.tenant}
+                    with job_context(**about, attempt=claim.attempt):
                         state = self._attempt(attempt, lines[ref.job_id], lease)
+                        spans.tell(attempt, state)
                     lease.drop(ref)
                     if state is not None:
                         ended.append((ref, state, attempt.device_seconds))
@@ -232,6 +233,9 @@ class Runner:
             raise UnknownModel(f"This worker renders {self._settings.model!r}, not {job.model!r}.")
         if job.deadline is not None and job.deadline <= datetime.now(UTC):
             raise DeadlineExceeded(f"The deadline {job.deadline.isoformat()} passed before the job was begun.")
+        if job.if_exists == "skip" and (there := self._outputs.there(attempt.ref, job)):
+            attempt.warnings += (f"{there} is there already, so nothing was rendered (if_exists: skip).",)
+            return (), None
         seed = attempt.seed = keys.seed(attempt.ref.job_id) if job.seed is None else job.seed
         with attempt.stage("fetch"):
             image = self._fetch(attempt, "image", job.image, lease)
@@ -263,7 +267,7 @@ class Runner:
         request = self._request(attempt, RenderRequest(
             job, region.image, region.mask, seed, lease.moved, loras, embeddings, ip_adapter
         ))  # fmt: skip
-        with lease.follow(self._renderer.progress):
+        with lease.follow(self._renderer.progress), attempt.span("render"):
             submitted = source.mask.resize(region.mask.size, Image.Resampling.BOX, box=region.box)
             judged = gatekeeper.paint(self._renderer.render, request, submitted, self._settings)
         rendered = judged.rendered
@@ -284,7 +288,7 @@ class Runner:
         with attempt.stage("store"):
             outputs, receipts = [], []
             for index, data in enumerate(files):
-                uri, data = self._write(attempt, job, index, data, lease)
+                uri, data = self._outputs.write(attempt, job, index, data, lease)
                 with lease.within(self._settings.stage_seconds):
                     receipts.append(images.receipt(source, data, region, lease.moved))
                 lease.moved()
@@ -322,40 +326,6 @@ class Runner:
         picture = self._store.get(ref.image, max_bytes=self._settings.max_image_bytes, progress=lease.moved).data
         with lease.within(self._settings.stage_seconds):
             return ref, asset, images.decode_image(picture, max_pixels=self._settings.max_image_pixels, name=ref.image)
-
-    def _write(self, attempt: Attempt, job: InpaintJob, index: int, data: bytes, lease: JobLease) -> tuple[str, bytes]:
-        """Create an output once. Bytes that an earlier attempt of this very job left there are adopted, if it was given
-        the same: a picture that was made of other bytes than the result says would be a wrong receipt."""
-        uri = keys.output(self._settings.store, job, attempt.ref.batch_id, index, attempt.ref.generation)
-        generation = str(attempt.ref.generation)
-        given = _given(attempt)
-        metadata = {"job": attempt.ref.job_id, "generation": generation, "sha256": sha256(data).hexdigest(), **given}
-        try:
-            self._store.put(
-                uri,
-                data,
-                content_type=images.CONTENT_TYPES[job.output_format],
-                metadata=metadata,
-                create_only=True,
-                progress=lease.moved,
-            )
-            # What the receipt measures is what lies there now, not what was sent.
-            return uri, self._store.get(uri, max_bytes=self._settings.max_image_bytes, progress=lease.moved).data
-        except ObjectExists:
-            there = self._store.get(uri, max_bytes=self._settings.max_image_bytes, progress=lease.moved)
-            if (there.metadata.get("job"), there.metadata.get("generation")) != (attempt.ref.job_id, generation):
-                raise OutputExists(f"{uri} is there already and is another job's; choose another output.") from None
-            if changed := [what for what, digest in given.items() if there.metadata.get(what, digest) != digest]:
-                raise InputChanged(
-                    f"The job's {' and '.join(changed)} changed since an earlier attempt wrote {uri}; submit it again."
-                ) from None
-            return uri, there.data
-
-
-def _given(attempt: Attempt) -> dict[str, str]:
-    """Hashes of what the job names: they go with its outputs, where the next attempt looks if it finds them."""
-    weights = "".join(f"{path} {digest}\n" for path, digest in sorted(attempt.lora_hashes.items()))
-    return {**attempt.hashes, **({"weights": sha256(weights.encode()).hexdigest()} if weights else {})}
 
 
 def _brought(job: InpaintJob) -> tuple[LoraRef | EmbeddingRef | IpAdapterRef, ...]:

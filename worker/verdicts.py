@@ -32,14 +32,14 @@ from farm.errors import (
 from farm.ledger import Claim, JobRef, Ledger
 from farm.logs import struck
 from farm.schemas import ErrorInfo, Hashes, InpaintJob, JobResult, Output, Receipt
+from farm.shards import MAX_RESULT_BYTES
 from farm.states import JobState
 from farm.storage import ObjectStore, shown
 from farm.webhooks.outbox import note_job
 
 log = logging.getLogger(__name__)
 
-_MAX_RESULT_BYTES = 4 * 1024**2
-_DEVICE_STAGES = ("lora", "vae_encode", "denoise", "vae_decode")
+DEVICE_STAGES = ("lora", "vae_encode", "denoise", "vae_decode")
 _MAX_STATE_BYTES = 512 * 1024**2
 
 
@@ -61,18 +61,31 @@ class Attempt:
     lora_mode: str = ""
     needs_review: bool = False
     rerenders: int = 0
+    spans: list[tuple[str, float, float]] = field(default_factory=list)  # what was done when: name, begin, end
+    committed: bool = False  # whether its result is the job's
+    error: str = ""  # the code of what it ended by
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
+    def span(self, name: str) -> Iterator[None]:
         begin = time.monotonic()
         try:
             yield
         finally:
-            self.timings[name] = self.timings.get(name, 0.0) + time.monotonic() - begin
+            self.spans.append((name, begin, time.monotonic()))
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """A span that the result tells of."""
+        try:
+            with self.span(name):
+                yield
+        finally:
+            _, begin, end = self.spans[-1]
+            self.timings[name] = self.timings.get(name, 0.0) + end - begin
 
     @property
     def device_seconds(self) -> float:
-        return sum(self.timings.get(stage, 0.0) for stage in _DEVICE_STAGES)
+        return sum(self.timings.get(stage, 0.0) for stage in DEVICE_STAGES)
 
 
 class Verdicts:
@@ -92,6 +105,7 @@ class Verdicts:
                 f"The worker failed in a way it does not know ({what}); tell its maintainers, with the job's id."
             )
             log.exception("unexpected failure", exc_info=error)
+        attempt.error = known.code
         try:
             if isinstance(known, Canceled):  # by request (a result says so), or the lease is another's by now
                 ended = self.read(attempt.ref)
@@ -129,11 +143,7 @@ class Verdicts:
     def _batch_canceled(self, ref: JobRef) -> bool:
         if ref.shard == keys.SINGLE:
             return False
-        try:
-            self._store.head(keys.batch_canceled(self._settings.store, ref.tenant, ref.batch_id))
-        except InputNotFound:
-            return False
-        return True
+        return self._store.exists(keys.batch_canceled(self._settings.store, ref.tenant, ref.batch_id))
 
     # A preempted job's state
 
@@ -156,7 +166,7 @@ class Verdicts:
     def read(self, ref: JobRef) -> JobResult | None:
         """How the job ended, None if it has not. A result that cannot be read is one all the same: it is the only."""
         try:
-            data = self._store.get(self._result_uri(ref), max_bytes=_MAX_RESULT_BYTES).data
+            data = self._store.get(self._result_uri(ref), max_bytes=MAX_RESULT_BYTES).data
         except InputNotFound:
             return None
         try:
@@ -219,6 +229,7 @@ class Verdicts:
             winner = self.read(ref)
             state = winner.status if winner else state
         else:
+            attempt.committed = True
             _count(result)
             if error is not None and not issubclass(BY_CODE[error.code], (InvalidInput, Canceled, DeadlineExceeded)):
                 self._bury(ref, error)

@@ -15,8 +15,9 @@ from farm.config import Settings
 from farm.dispatcher.ended import Ended
 from farm.errors import FarmError, InputNotFound, InvalidInput, SpecUnreadable, Transient
 from farm.ledger import Batches, BatchRecord, JobRef, Ledger
+from farm.logs import job_context
 from farm.schemas import BatchFooter, BatchSummary, JobResult
-from farm.shards import Shelf
+from farm.shards import READERS, Shelf
 from farm.states import JobState
 from farm.webhooks.outbox import note_batch
 
@@ -24,7 +25,6 @@ log = logging.getLogger(__name__)
 
 GIVE_UP_LOOKS = 80  # at a batch that was announced and never sealed, a day of them: its client is not coming back
 GO_THROUGH = 3  # times that a batch whose jobs do not add up is gone through; its footer may be wrong
-_READERS = 16  # results read at once
 AT_A_TIME_SECONDS = 0.1  # of reading the store, before it is the hints' turn again
 
 
@@ -93,11 +93,7 @@ class Acceptance:
         return footer.jobs if opened else 0
 
     def has_result(self, tenant: str, batch: str, job: str, generation: int) -> bool:
-        try:
-            self._shelf.store.head(keys.result(self._shelf.root, tenant, batch, job, generation))
-        except InputNotFound:
-            return False
-        return True
+        return self._shelf.store.exists(keys.result(self._shelf.root, tenant, batch, job, generation))
 
     def _index_shard(self, tenant: str, batch: str, later: dict[str, int]) -> int:
         record = self._batches.record(tenant, batch)
@@ -123,7 +119,7 @@ class Acceptance:
         One LIST tells which; they are counted and get no row, so that nobody claims them again. For a thread beside
         the loop: the results of what has ended are read, a shard's at a time.
         """
-        with ThreadPoolExecutor(_READERS) as pool:
+        with ThreadPoolExecutor(READERS) as pool:
             for tenant, batch, model in list(self._reopened):
                 with self._by_itself(tenant, batch):
                     self._recover(tenant, batch, model, pool)
@@ -159,7 +155,7 @@ class Acceptance:
         if self._shelf.has_single(tenant, batch):  # its row, or its result, speaks for it
             self._batches.close(tenant, batch)
         elif announced.looks > GIVE_UP_LOOKS:
-            log.warning("batch %s of %s was announced and never completed", batch, tenant)
+            log.warning("the batch was announced and never completed")
             self._batches.close(tenant, batch)
 
     def _conclude(self, record: BatchRecord) -> None:
@@ -169,10 +165,10 @@ class Acceptance:
         self._gone_through[batch] += 1
         if ended != record.jobs or retries != record.retries:
             if self._gone_through[batch] <= GO_THROUGH:
-                log.warning("batch %s: %d of %d jobs are accounted for; once more", batch, ended, record.jobs)
+                log.warning("%d of %d jobs are accounted for; once more", ended, record.jobs)
                 self._batches.close(tenant, batch, retries=record.retries, again=True)
                 return
-            log.error("batch %s: %d of %d jobs are accounted for; given up", batch, ended, record.jobs)
+            log.error("%d of %d jobs are accounted for; given up", ended, record.jobs)
         done = ended == record.jobs
         summary = BatchSummary(
             batch_id=batch,
@@ -193,19 +189,20 @@ class Acceptance:
             self._batches.roll_later(tenant, batch, retries)
         if self._batches.close(tenant, batch, retries=record.retries):
             del self._gone_through[batch]
-            log.info("batch %s is done: %s", batch, dict(record.counts))
+            log.info("the batch is done: %s", dict(record.counts))
 
     @contextmanager
     def _by_itself(self, tenant: str, batch: str) -> Iterator[None]:
-        try:
-            yield
-            self._not_before.pop(batch, None)
-        except Exception as error:
-            if isinstance(error, Transient) and not isinstance(error, SpecUnreadable):
-                raise
-            known = isinstance(error, FarmError)
-            log.warning("batch %s of %s has to wait: %s", batch, tenant, error, exc_info=not known)
-            self._not_before[batch] = time.monotonic() + self._look_again_in
+        with job_context(batch=batch, tenant=tenant):
+            try:
+                yield
+                self._not_before.pop(batch, None)
+            except Exception as error:
+                if isinstance(error, Transient) and not isinstance(error, SpecUnreadable):
+                    raise
+                known = isinstance(error, FarmError)
+                log.warning("the batch has to wait: %s", error, exc_info=not known)
+                self._not_before[batch] = time.monotonic() + self._look_again_in
 
 
 def _state(line: bytes) -> str:

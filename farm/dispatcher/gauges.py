@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 
 from farm import metrics
+from farm.dispatcher.job_seconds import JobSeconds
 from farm.dispatcher.lead import Lead
 from farm.ledger import Batches, Window
 
 EVERY_SECONDS = 2.0
-_FIRST_GUESS = 1.0  # seconds a job, before any has ended
 
 
 class Gauges:
@@ -25,6 +25,7 @@ class Gauges:
         """
         self._lead, self._window, self._batches = lead, window, batches
         self._models, self._at, self._growth_priority = set(models), 0.0, growth_priority
+        self._seconds: defaultdict[str, JobSeconds] = defaultdict(JobSeconds)  # of a job, by model
 
     def refresh(self) -> None:
         """Raises QueueUnavailable. Does nothing more often than every two seconds."""
@@ -39,12 +40,11 @@ class Gauges:
         self._models |= {model for _, model in self._batches.live()} | waiting.keys()
         for model in self._models:
             depths = self._window.depths(model, priority=self._growth_priority)
-            finished = self._window.finished(model)
             counts = (("unindexed", waiting[model]), ("ready", depths.ready), ("hinted", depths.hinted))
             for state, count in (*counts, ("running", depths.running)):
                 metrics.queue_jobs.labels(model, state).set(count)
             metrics.queue_oldest_seconds.labels(model).set(depths.oldest)
-            seconds = depths.spent / finished if finished else _FIRST_GUESS
+            seconds = self._seconds[model].seen(self._window.finished(model), depths.spent)
             left = waiting[model] + depths.ready + depths.hinted + depths.running
             growth = growing[model] + depths.urgent
             metrics.backlog_gpu_seconds.labels(model, "true").set(growth * seconds)

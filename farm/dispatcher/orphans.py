@@ -21,8 +21,9 @@ from farm import keys, metrics
 from farm.dispatcher.lead import Lead
 from farm.errors import FarmError, InputNotFound, InvalidInput, Misconfigured, SpecUnreadable, Transient
 from farm.ledger import Batches, JobRef
+from farm.logs import job_context
 from farm.schemas import InpaintJob, JobResult
-from farm.shards import MAX_RESULT_BYTES, Accepted, Shelf
+from farm.shards import Accepted, Shelf
 from farm.signing import split_line
 from farm.states import JobState
 from farm.storage import shown
@@ -81,7 +82,7 @@ class Orphans:
     def _of_single(self, one: Accepted, since: datetime) -> Iterator[JobRef]:
         newest = self._shelf.generations(one.tenant, one.batch) if one.retries else {}
         for ref in self._shelf.refs(one.tenant, one.batch, keys.SINGLE, newest):
-            result = self._result(ref)
+            result = self._shelf.result(ref)
             if result is not None and result.finished_at > since and _suspect(result):
                 yield ref
 
@@ -100,6 +101,10 @@ class Orphans:
     # What they left
 
     def _look(self, ref: JobRef, until: datetime) -> int:
+        with job_context(job=ref.job_id, batch=ref.batch_id, tenant=ref.tenant):
+            return self._left_by(ref, until)
+
+    def _left_by(self, ref: JobRef, until: datetime) -> int:
         try:
             job = InpaintJob.from_json(split_line(self._shelf.lines([ref])[0])[0])
             if job.tenant != ref.tenant or keys.job_id(ref.tenant, ref.batch_id, job.custom_id) != ref.job_id:
@@ -107,11 +112,11 @@ class Orphans:
             generations = (replace(ref, generation=generation) for generation in range(ref.generation + 1))
             return sum(self._collect(job, one, until) for one in generations)
         except (SpecUnreadable, InvalidInput, Misconfigured) as error:  # what cannot be read tells nothing for sure
-            log.warning("the outputs of job %s are left alone: %s", ref.job_id, error)
+            log.warning("the job's outputs are left alone: %s", error)
             return 0
 
     def _collect(self, job: InpaintJob, ref: JobRef, until: datetime) -> int:
-        result = self._result(ref)
+        result = self._shelf.result(ref)
         if result is None or result.finished_at > until:
             return 0
         named, count = {output.uri for output in result.outputs}, 0
@@ -120,7 +125,7 @@ class Orphans:
             if uri not in named and self._written_by(ref, uri):
                 self._shelf.store.delete(uri)
                 metrics.orphans.inc()
-                log.info("deleted %s, which job %s wrote and its result does not name", shown(uri), ref.job_id)
+                log.info("deleted %s, which the job wrote and its result does not name", shown(uri))
                 count += 1
         return count
 
@@ -130,13 +135,6 @@ class Orphans:
         except InputNotFound:
             return False
         return (told.get("job"), told.get("generation")) == (ref.job_id, str(ref.generation))
-
-    def _result(self, ref: JobRef) -> JobResult | None:
-        uri = keys.result(self._shelf.root, ref.tenant, ref.batch_id, ref.job_id, ref.generation)
-        try:
-            return JobResult.from_json(self._shelf.store.get(uri, max_bytes=MAX_RESULT_BYTES).data)
-        except InputNotFound:
-            return None
 
 
 def _suspect(result: JobResult) -> bool:

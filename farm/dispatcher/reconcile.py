@@ -8,8 +8,9 @@ from itertools import islice
 
 from farm import keys, metrics
 from farm.dispatcher.acceptance import Acceptance
-from farm.errors import InputNotFound, Transient
+from farm.errors import Transient
 from farm.ledger import Batches
+from farm.logs import job_context
 from farm.shards import Accepted, Shelf
 
 log = logging.getLogger(__name__)
@@ -58,15 +59,16 @@ class Reconciler:
         return removed
 
     def _open(self, one: Accepted) -> int:
-        try:
-            if self._batches.record(one.tenant, one.batch) is not None or self._over(one):
+        with job_context(batch=one.batch, tenant=one.tenant):
+            try:
+                if self._batches.record(one.tenant, one.batch) is not None or self._over(one):
+                    return 0
+                return self._acceptance.open(one.tenant, one.batch)
+            except Transient:
+                raise
+            except Exception:  # a damaged object is one batch's trouble
+                log.exception("the batch cannot be opened")
                 return 0
-            return self._acceptance.open(one.tenant, one.batch)
-        except Transient:
-            raise
-        except Exception:  # a damaged object is one batch's trouble
-            log.exception("batch %s of %s cannot be opened", one.batch, one.tenant)
-            return 0
 
     def _over(self, one: Accepted) -> bool:
         """Summed up, and not retried since. Its results may be left to be rolled."""
@@ -79,8 +81,4 @@ class Reconciler:
 
     def _rolled(self, one: Accepted, retries: int) -> bool:
         """They are rolled in their order: where the last is, all are."""
-        try:
-            self._shelf.store.head(keys.rolled(self._shelf.root, one.tenant, one.batch, retries, one.shards - 1))
-        except InputNotFound:
-            return False
-        return True
+        return self._shelf.store.exists(keys.rolled(self._shelf.root, one.tenant, one.batch, retries, one.shards - 1))

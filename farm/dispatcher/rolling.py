@@ -14,11 +14,10 @@ from farm import keys
 from farm.dispatcher.lead import Lead
 from farm.errors import FarmError, InputNotFound, ObjectExists, Transient
 from farm.ledger import Batches
-from farm.shards import MAX_ROLLED_BYTES, Shelf
+from farm.logs import job_context
+from farm.shards import MAX_ROLLED_BYTES, READERS, Shelf
 
 log = logging.getLogger(__name__)
-
-_READERS = 16  # results read at once
 
 
 class Roller:
@@ -34,18 +33,17 @@ class Roller:
         """
         count = 0
         for tenant, batch, retries in self._batches.rolling():
-            try:
-                if not self._roll(tenant, batch, retries):
-                    return count
-                count += 1
-            except Transient:
-                raise
-            except Exception as error:  # one batch's trouble
-                known = isinstance(error, FarmError)
-                log.warning(
-                    "the results of batch %s of %s stay as they are: %s", batch, tenant, error, exc_info=not known
-                )
-            self._batches.rolled(tenant, batch, retries)
+            with job_context(batch=batch, tenant=tenant):
+                try:
+                    if not self._roll(tenant, batch, retries):
+                        return count
+                    count += 1
+                except Transient:
+                    raise
+                except Exception as error:  # one batch's trouble
+                    known = isinstance(error, FarmError)
+                    log.warning("the batch's results stay as they are: %s", error, exc_info=not known)
+                self._batches.rolled(tenant, batch, retries)
         return count
 
     def _roll(self, tenant: str, batch: str, retries: int) -> bool:
@@ -54,23 +52,23 @@ class Roller:
         if footer is None or summary is None or summary.retries != retries:  # retried since: it will be named again
             return True
         later = self._shelf.generations(tenant, batch, retries=retries)
-        with ThreadPoolExecutor(_READERS) as pool:
+        with ThreadPoolExecutor(READERS) as pool:
             for shard in range(footer.shards):
                 if not self._lead.held():
                     return False
-                if not self._there(uri := keys.rolled(self._shelf.root, tenant, batch, retries, shard)):
+                if not self._shelf.store.exists(uri := keys.rolled(self._shelf.root, tenant, batch, retries, shard)):
                     data = self._rolled(tenant, batch, shard, later, pool)
                     with suppress(ObjectExists):
                         self._shelf.store.put(uri, data, content_type="application/x-ndjson", create_only=True)
-        log.info("the results of batch %s of %s are rolled into %d shards", batch, tenant, footer.shards)
+        log.info("the batch's results are rolled into %d shards", footer.shards)
         return True
 
     def _rolled(self, tenant: str, batch: str, shard: int, later: dict[str, int], pool: Executor) -> bytes:
         """A shard's results, a line each; nothing if they are too many bytes to be read at once."""
         refs, lines = self._shelf.refs(tenant, batch, shard, later), []
         size = 0
-        for begin in range(0, len(refs), _READERS):
-            for line in self._shelf.result_lines(refs[begin : begin + _READERS], pool):
+        for begin in range(0, len(refs), READERS):
+            for line in self._shelf.result_lines(refs[begin : begin + READERS], pool):
                 if line is None:
                     raise InputNotFound(f"a job of shard {shard} has no result, although all are counted")
                 lines.append(line.replace(b"\n", b" ") + b"\n")
@@ -78,10 +76,3 @@ class Roller:
             if size > MAX_ROLLED_BYTES:
                 return b""
         return b"".join(lines)
-
-    def _there(self, uri: str) -> bool:
-        try:
-            self._shelf.store.head(uri)
-        except InputNotFound:
-            return False
-        return True

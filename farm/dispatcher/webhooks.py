@@ -17,9 +17,9 @@ from pydantic import SecretBytes
 
 from farm import keys, metrics
 from farm.config import Settings
-from farm.errors import FarmError, InputNotFound, InvalidInput, Misconfigured, UrlNotAllowed
-from farm.schemas import BatchSummary, JobResult
-from farm.shards import MAX_RESULT_BYTES, Shelf
+from farm.errors import FarmError, InvalidInput, Misconfigured, UrlNotAllowed
+from farm.logs import job_context
+from farm.shards import Shelf
 from farm.tenants import Tenants
 from farm.webhooks import message, outbox
 from farm.webhooks.address import Resolver, Target, lookup, parse, resolve
@@ -98,14 +98,9 @@ class Webhooks:
             note = outbox.read(self._shelf.store, self._shelf.root, uri)
             if note is None:
                 return False
-            try:
-                return self._send(note)
-            except (InvalidInput, ValueError) as error:  # what is wrong with it stays wrong
-                self._end(note, "refused", str(error))
-            except FarmError as error:  # the store is away; or a spec is gone, and that for good
-                if time.time() - note.at < self._settings.webhook_give_up_seconds:
-                    raise
-                self._end(note, "given_up", str(error))
+            about = {"job": note.ref.job_id} if note.ref else {}
+            with job_context(**about, batch=note.batch_id, tenant=note.tenant):
+                return self._tried(note)
         except ValueError as error:
             log.warning("%s", error)
             self._not_before[uri] = time.monotonic() + _LONGEST_PAUSE
@@ -115,6 +110,17 @@ class Webhooks:
         except Exception:
             log.exception("a webhook could not be seen to")
             self._not_before[uri] = time.monotonic() + _LONGEST_REST
+        return False
+
+    def _tried(self, note: Note) -> bool:
+        try:
+            return self._send(note)
+        except (InvalidInput, ValueError) as error:  # what is wrong with it stays wrong
+            self._end(note, "refused", str(error))
+        except FarmError as error:  # the store is away; or a spec is gone, and that for good
+            if time.time() - note.at < self._settings.webhook_give_up_seconds:
+                raise
+            self._end(note, "given_up", str(error))
         return False
 
     def _send(self, note: Note) -> bool:
@@ -153,24 +159,19 @@ class Webhooks:
         """Where to and what, from the job's own spec and result."""
         ref = note.ref
         assert ref is not None
-        uri = keys.result(self._shelf.root, ref.tenant, ref.batch_id, ref.job_id, ref.generation)
-        try:
-            result = JobResult.from_json(self._shelf.store.get(uri, max_bytes=MAX_RESULT_BYTES).data)
-        except InputNotFound:
+        result = self._shelf.result(ref)
+        if result is None:
             return None
         job = self._tenants.admit(self._shelf.lines([ref])[0], tenant=ref.tenant, batch_id=ref.batch_id)
         if job.webhook_url is None or keys.job_id(ref.tenant, ref.batch_id, job.custom_id) != ref.job_id:
             raise UrlNotAllowed(f"webhook_url: job {ref.job_id} names none.")
+        uri = keys.result(self._shelf.root, ref.tenant, ref.batch_id, ref.job_id, ref.generation)
         return parse(job.webhook_url), message.job_event(result, uri)
 
     def _batch(self, note: Note) -> tuple[Target, Event] | None:
         footer = self._shelf.footer(note.tenant, note.batch_id)
-        uri = keys.summary(self._shelf.root, note.tenant, note.batch_id)
-        try:
-            summary = BatchSummary.from_json(self._shelf.store.get(uri, max_bytes=MAX_RESULT_BYTES).data)
-        except InputNotFound:
-            return None
-        if summary.retries < note.retries:
+        summary = self._shelf.summary(note.tenant, note.batch_id)
+        if summary is None or summary.retries < note.retries:
             return None
         if footer is None or footer.webhook_url is None:
             raise UrlNotAllowed(f"webhook_url: batch {note.batch_id} names none.")

@@ -115,6 +115,8 @@ class InpaintJob(Message):
     output: str | None = None  # a prefix ending in "/"; none: the farm's own
     output_format: OutputFormat = "png"
     output_quality: int = Field(default=95, ge=1, le=100)  # of JPEG, WebP and AVIF; WebP and AVIF at 100: no loss
+    # What another job may have written under the outputs' names: then this one fails; or, where all are there, succeeds
+    # without outputs of its own. With "version" the job's id is in the names, so that nobody else has them.
     if_exists: Literal["fail", "skip", "version"] = "fail"
 
     priority: int = Field(default=50, ge=0, le=100)
@@ -167,8 +169,6 @@ class InpaintJob(Message):
     def _together(self) -> Self:
         if (self.height is None) != (self.width is None):
             raise InvalidParameter("height", "and width are given together or not at all")
-        if self.if_exists != "fail":
-            raise InvalidParameter("if_exists", f"{self.if_exists!r} is not served by this version; leave it out")
         return self
 
     @classmethod

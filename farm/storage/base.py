@@ -28,7 +28,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from farm.errors import InvalidName, InvalidParameter, Misconfigured, ObjectExists, UrlNotAllowed
+from farm.errors import InputNotFound, InvalidName, InvalidParameter, Misconfigured, ObjectExists, UrlNotAllowed
 
 Progress = Callable[[int], None]
 """Called with a number of bytes each time some moved, so that whoever holds a lease can see that work goes on.
@@ -95,6 +95,14 @@ class ObjectStore(ABC):
     @abstractmethod
     def head(self, uri: str) -> ObjectInfo:
         """What is known of the object, without its bytes."""
+
+    def exists(self, uri: str) -> bool:
+        """Whether there is such an object. Raises as `head` does, but for InputNotFound."""
+        try:
+            self.head(uri)
+        except InputNotFound:
+            return False
+        return True
 
     @abstractmethod
     def put(

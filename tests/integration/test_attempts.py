@@ -3,6 +3,7 @@
 import hashlib
 import time
 from io import BytesIO
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -64,8 +65,7 @@ def test_a_lora_that_changed_too_and_a_new_one_of_the_same_bytes_not(bench, monk
     for bytes_of in (1, 0):
         handle = bench.submit(custom_id=f"x{bytes_of}", loras=[{"path": path}])
         with monkeypatch.context() as crash:
-            gone = lambda *a, **k: (_ for _ in ()).throw(StoreUnavailable("gone"))  # noqa: E731 - it raises, in one line
-            crash.setattr(bench.runner._verdicts, "commit", gone)
+            crash.setattr(bench.runner._verdicts, "commit", Mock(side_effect=StoreUnavailable("gone")))
             bench.run(handle)
         bench.put("l.safetensors", safetensors.numpy.save({"a": np.full(2, bytes_of, np.float32)}))
         states.append(bench.run(handle))

@@ -1,11 +1,13 @@
 """Outputs that no result names, deleted; and everything that must not be. On a folder and on the real S3 server."""
 
+from unittest.mock import Mock
+
 import pytest
 
 from farm import keys, metrics
 from farm.dispatcher.lead import Lead
 from farm.dispatcher.orphans import Orphans
-from farm.errors import InputNotFound, InvalidParameter, StoreUnavailable
+from farm.errors import InvalidParameter, StoreUnavailable
 from farm.states import JobState
 from tests.integration.works import Works
 
@@ -22,19 +24,10 @@ def orphans(works, grace=0.0):
     return Orphans(batches, shelf, works.dispatcher.lead, every_seconds=60, grace_seconds=grace)
 
 
-def exists(works, uri):
-    try:
-        works.store.head(uri)
-    except InputNotFound:
-        return False
-    return True
-
-
 def dies_before_its_result(works, monkeypatch, refs):
     """A worker writes the outputs of these jobs, and no results."""
     with monkeypatch.context() as death:
-        gone = lambda *a, **k: (_ for _ in ()).throw(StoreUnavailable("gone"))  # noqa: E731 - it raises, in one line
-        death.setattr(works.runner._verdicts, "commit", gone)
+        death.setattr(works.runner._verdicts, "commit", Mock(side_effect=StoreUnavailable("gone")))
         assert works.runner.run(refs) == {}
 
 
@@ -51,7 +44,7 @@ def left_over(works, monkeypatch, **fields):
     dies_before_its_result(works, monkeypatch, [handle._ref])
     job, ref = handle.job, handle._ref
     uris = [keys.output(works.root, job, ref.batch_id, index) for index in range(job.num_images_per_prompt)]
-    assert all(exists(works, uri) for uri in uris)
+    assert all(works.store.exists(uri) for uri in uris)
     fails(works, [ref])
     return handle, uris
 
@@ -64,7 +57,7 @@ def test_what_a_dead_worker_left_of_a_job_that_failed_is_deleted(works, monkeypa
     ]
     before = metrics.orphans._value.get()
     assert works.orphans.collect() == 3
-    assert not any(exists(works, uri) for uri in found)
+    assert not any(works.store.exists(uri) for uri in found)
     assert metrics.orphans._value.get() == before + 3
     assert works.orphans.collect() == 0
 
@@ -79,7 +72,7 @@ def test_of_a_canceled_job_too(works, monkeypatch):
 def test_not_before_the_grace_period_is_over(works, monkeypatch):
     _, (uri,) = left_over(works, monkeypatch)
     assert orphans(works, grace=3600).collect() == 0
-    assert exists(works, uri)
+    assert works.store.exists(uri)
     assert works.orphans.collect() == 1  # what was too young then is looked at again
 
 
@@ -94,7 +87,7 @@ def test_what_others_wrote_under_the_same_name_is_left_alone(works, monkeypatch)
         assert handle.peek().error.code == "OutputExists"
     assert works.orphans.collect() == 0
     assert works.store.get(theirs, max_bytes=99).data == b"somebody's"
-    assert exists(works, good.peek().outputs[0].uri)
+    assert works.store.exists(good.peek().outputs[0].uri)
 
 
 def test_outputs_of_jobs_that_succeeded_or_have_not_ended_are_left_alone(works, monkeypatch):
@@ -102,11 +95,11 @@ def test_outputs_of_jobs_that_succeeded_or_have_not_ended_are_left_alone(works, 
     works.run(good)
     dies_before_its_result(works, monkeypatch, [running._ref])
     assert works.orphans.collect() == 0
-    assert exists(works, good.peek().outputs[0].uri)
+    assert works.store.exists(good.peek().outputs[0].uri)
     assert works.run(running) is JobState.SUCCEEDED  # and adopts what is there
     works.ledger._redis.delete(keys.COLLECTED)
     assert works.orphans.collect() == 0
-    assert exists(works, running.peek().outputs[0].uri)
+    assert works.store.exists(running.peek().outputs[0].uri)
 
 
 def test_a_retry_keeps_its_outputs_and_the_failed_generations_go(works, monkeypatch):
@@ -120,7 +113,7 @@ def test_a_retry_keeps_its_outputs_and_the_failed_generations_go(works, monkeypa
     works.work_off(batch)
     outputs = [result.outputs[0].uri for result in works.shelf.results("default", batch.id)]
     assert works.orphans.collect() == 2
-    assert all(exists(works, uri) for uri in outputs)
+    assert all(works.store.exists(uri) for uri in outputs)
     assert [uri.endswith(".g1.png") for uri in outputs] == [True, True, False]
 
 
@@ -130,7 +123,7 @@ def test_what_a_spec_says_of_another_tenants_place_is_not_believed_without_the_m
     thief = works.submit(custom_id="victim", output=works.uri("rival/"), tenant="thief", num_inference_steps=1)
     fails(works, [thief._ref])
     assert works.orphans.collect() == 0
-    assert exists(works, victim.peek().outputs[0].uri)
+    assert works.store.exists(victim.peek().outputs[0].uri)
 
 
 def test_only_what_ended_since_the_last_pass_is_looked_at(works, monkeypatch):
@@ -164,4 +157,4 @@ def test_a_damaged_result_holds_up_nobody_and_deletes_nothing(works, monkeypatch
     works.store.put(result, b"?", content_type="text/plain", create_only=False)
     left_over(works, monkeypatch, custom_id="other")
     assert works.orphans.collect() == 1
-    assert exists(works, uri)
+    assert works.store.exists(uri)

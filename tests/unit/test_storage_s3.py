@@ -186,14 +186,12 @@ def test_a_server_that_does_not_answer():
     over = threading.Event()
 
     def stall(_):
-        over.wait(20)
+        over.wait()
         return Answer()
 
     with scripted(stall) as url:
-        began = time.monotonic()
         with pytest.raises(StoreUnavailable, match="ReadTimeoutError"):
             store(url, read_timeout=0.3).get(URI, max_bytes=9)
-        assert time.monotonic() - began < 15
         over.set()
 
 
@@ -202,13 +200,11 @@ def test_a_body_that_stalls():
 
     def body():
         yield b"12345"
-        over.wait(20)
+        over.wait()
 
     with scripted(lambda _: Answer(200, {"Content-Length": "10"}, body())) as url:
-        began = time.monotonic()
         with pytest.raises(StoreUnavailable, match="ReadTimeoutError"):
             store(url, read_timeout=0.3).get(URI, max_bytes=10)
-        assert time.monotonic() - began < 15
         over.set()
 
 

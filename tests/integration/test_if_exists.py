@@ -1,0 +1,62 @@
+"""What a job does where another has written under its outputs' names: fail, leave it, or write beside it."""
+
+import pytest
+
+from farm.errors import StoreUnavailable
+from farm.states import JobState
+from tests.integration.test_runner import Bench
+
+
+@pytest.fixture
+def bench(any_store, redis_url):
+    return Bench(any_store.store, any_store.url, redis_url)
+
+
+def pictures(bench):
+    return {info.uri.rpartition("/")[2]: info.etag for info in bench.store.list(bench.uri("out/"))}
+
+
+def run(bench, if_exists, **fields):
+    handle = bench.submit(custom_id="a", output=bench.uri("out/"), if_exists=if_exists, **fields)
+    state = bench.run(handle)
+    return state, handle.result(timeout=1) if state is JobState.SUCCEEDED else handle.peek()
+
+
+def test_it_fails_by_default_and_skips_or_versions_when_told_to(bench):
+    first = run(bench, "fail")[1]
+    before = pictures(bench)
+    state, result = run(bench, "fail")
+    assert (state, result.error.code) == (JobState.FAILED, "OutputExists")
+
+    rendered = bench.painter.rendered
+    state, result = run(bench, "skip")
+    assert state is JobState.SUCCEEDED and not result.outputs and bench.painter.rendered == rendered
+    assert first.outputs[0].uri in result.warnings[0] and "skip" in result.warnings[0]
+    assert pictures(bench) == before
+
+    versions = [run(bench, "version")[1] for _ in range(2)]
+    names = [result.outputs[0].uri.rpartition("/")[2] for result in versions]
+    assert names == [f"a.{result.job_id[:12]}.png" for result in versions]
+    assert pictures(bench).keys() == before.keys() | set(names)
+    assert all(result.receipt.max_abs_diff_outside == 0 for result in versions)
+
+
+def test_skip_renders_what_is_not_all_there(bench):
+    assert run(bench, "skip")[1].outputs  # nothing was
+    state, result = run(bench, "skip", num_images_per_prompt=2)  # one of two is another's: they would not fit together
+    assert (state, result.error.code) == (JobState.FAILED, "OutputExists")
+
+
+def test_skip_adopts_what_an_earlier_attempt_of_its_own_wrote(bench, monkeypatch):
+    handle = bench.submit(custom_id="a", output=bench.uri("out/"), if_exists="skip")
+    commit = bench.runner._verdicts.commit
+
+    def gone(*_, **__):
+        monkeypatch.setattr(bench.runner._verdicts, "commit", commit)
+        raise StoreUnavailable("gone")
+
+    monkeypatch.setattr(bench.runner._verdicts, "commit", gone)
+    assert bench.run(handle) is None
+    written = pictures(bench)
+    assert bench.run(handle) is JobState.SUCCEEDED
+    assert len(handle.result(timeout=1).outputs) == 1 and pictures(bench) == written
