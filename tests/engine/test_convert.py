@@ -96,7 +96,15 @@ class Bomb:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_code_in_a_pickle_does_not_run(tmp_path, zipped):
+def test_code_in_a_pickle_does_not_run(same_process, tmp_path, zipped):
+    refuses_the_bomb(tmp_path, zipped)
+
+
+def test_code_in_a_pickle_does_not_run_in_the_child_either(tmp_path):
+    refuses_the_bomb(tmp_path, zipped=True)
+
+
+def refuses_the_bomb(tmp_path: Path, zipped: bool) -> None:
     source = pickled(tmp_path / "in.bin", {"a": torch.ones(1), "b": Bomb(tmp_path / "exploded")}, zipped)
     with pytest.raises(UnsafeWeightsFormat, match="without running code"):
         convert(source, tmp_path / "out.safetensors")
@@ -171,7 +179,7 @@ def test_a_whole_folder(same_process, tiny_checkpoint, tmp_path, save):
         assert all(torch.equal(t, weights[key]) for key, t in ours[name].state_dict().items())
 
 
-def test_a_folder_of_shards(tiny_checkpoint, tmp_path):
+def test_a_folder_of_shards(same_process, tiny_checkpoint, tmp_path):
     folder = Path(shutil.copytree(tiny_checkpoint(), tmp_path / "old"))
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     tensors = load_file(weights)

@@ -46,7 +46,9 @@ def scheduled(kind: str, name: str, **changes: Any) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(("kind", "strength"), [("inpaint", 1.0), ("inpaint", 0.6), ("plain", 0.7)])
+@pytest.mark.parametrize(
+    ("kind", "strength"), [("inpaint", 1.0), ("plain", 0.7), pytest.param("inpaint", 0.6, marks=pytest.mark.full)]
+)
 def test_every_scheduler(name: str, kind: str, strength: float) -> None:
     with scheduled(kind, name):
         assert_parity(kind, strength=strength, num_inference_steps=6, num_images_per_prompt=2, guidance_scale=2.0)
