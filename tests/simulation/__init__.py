@@ -1,0 +1,1 @@
+"""The chart's autoscaling, tried in simulated time before it costs money: `python -m tests.simulation`."""
