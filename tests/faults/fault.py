@@ -22,7 +22,7 @@ RUNNER, ATTEMPTS, BATCHES, LEDGER = (
     "integration/test_runner.py::",
     "integration/test_attempts.py::",
     "integration/test_batches.py::",
-    "integration/test_ledger.py::",
+    "integration/ledger/test_jobs.py::",
 )
 S3, RENDERER, WATCHDOG = (
     "unit/test_storage_s3.py::",

@@ -134,6 +134,11 @@ FAULTS_AROUND: Final = {
     ),
     "Between two writes": (
         Fault(
+            "another job's picture lies under an output's name",
+            "`OutputExists`; told so, nothing is rendered, or another name taken",
+            ("integration/test_if_exists.py::test_it_fails_by_default_and_skips_or_versions_when_told_to",),
+        ),
+        Fault(
             "a worker dies after the outputs, before the result",
             "the next attempt adopts them",
             (f"{ATTEMPTS}test_a_crash_between_outputs_and_result_adopts_the_outputs",),

