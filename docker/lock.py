@@ -46,9 +46,9 @@ sys.exit(main(sys.argv[2:]))
 
 LOCKS = {
     "build": Lock((), "3.11.2"),
-    "control": Lock((), "3.11.2"),
-    "worker": Lock(("worker",), "3.12.3"),
-    "worker-cpu": Lock(("worker",), "3.11.2", cpu=True),
+    "control": Lock(("traces",), "3.11.2"),
+    "worker": Lock(("worker", "traces"), "3.12.3"),
+    "worker-cpu": Lock(("worker", "traces"), "3.11.2", cpu=True),
 }
 
 

@@ -103,6 +103,19 @@ def test_each_reaches_what_it_needs_and_no_more() -> None:
     assert selected(egress_of(trial, "test"), pods["redis"]) == set()
 
 
+def test_traces_reach_the_collector_and_only_where_there_is_one() -> None:
+    tracing: Object = {"endpoint": "http://otel.test:4318", "share": 0.05, "to": [{"ipBlock": {"cidr": "10.9.0.0/16"}}]}
+    traced, untraced = production({"tracing": tracing}), production()
+    for component, name in (("dispatcher", "-dispatcher"), ("worker", "-spot")):
+        assert reaches(egress_of(traced, component), "10.9.8.7", 4318)
+        assert not reaches(egress_of(untraced, component), "10.9.8.7", 4318)
+        seen = environment(only(traced, "Deployment", name)["spec"]["template"]["spec"]["containers"][0])
+        assert seen["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://otel.test:4318"
+        assert (seen["OTEL_TRACES_SAMPLER"], seen["OTEL_TRACES_SAMPLER_ARG"]) == ("traceidratio", "0.05")
+        container = only(untraced, "Deployment", name)["spec"]["template"]["spec"]["containers"][0]
+        assert not any(variable.startswith("OTEL") for variable in environment(container))
+
+
 def test_no_rule_is_open_to_everybody() -> None:
     """An empty list of peers would be no restriction at all."""
     for objects in (render(TRIAL), production()):

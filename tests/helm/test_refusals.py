@@ -33,6 +33,7 @@ def pool(**changes: object) -> Object:
         ({"autoscaling": {"targetDrainSeconds": 0}}, ["autoscaling", "targetDrainSeconds"]),
         ({"networkPolicy": {"metrics": {"from": []}}}, ["networkPolicy", "metrics", "from"]),
         ({"networkPolicy": {"store": {"ports": [70000]}}}, ["networkPolicy", "store", "ports"]),
+        ({"tracing": {"share": 0}}, ["tracing", "share"]),
         ({"pools": []}, ["pools"]),
         ({"pools": [{"model": "m"}]}, ["pools", "name"]),
         (pool(name="Spot_1"), ["pools", "name"]),
@@ -68,6 +69,7 @@ def test_the_schema_refuses(change: Object, words: list[str]) -> None:
         ),
         ({"settings": {"webhook_hosts": ["a.test"]}}, "webhooks are set up, and no network lets them out"),
         ({"webhooks": {"existingSecret": "s"}}, "webhooks are set up, and no network lets them out"),
+        ({"tracing": {"endpoint": "http://c:4318"}}, "traces are set up, and no network lets them out"),
         (
             {"monitoring": {"rules": {"enabled": True, "overrides": {"FarmQueuOld": {"for": "1h"}}}}},
             "there is no alert FarmQueuOld; there are FarmDispatcherAbsent",

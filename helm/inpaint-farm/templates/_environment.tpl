@@ -74,6 +74,16 @@
 - name: FARM_TENANTS
   value: /etc/inpaint-farm/tenants/{{ $values.tenants.key }}
 {{- end }}
+{{- with $values.tracing }}
+{{- if .endpoint }}
+- name: OTEL_EXPORTER_OTLP_ENDPOINT
+  value: {{ .endpoint | quote }}
+- name: OTEL_TRACES_SAMPLER
+  value: traceidratio
+- name: OTEL_TRACES_SAMPLER_ARG
+  value: {{ .share | quote }}
+{{- end }}
+{{- end }}
 - name: FARM_METRICS_HOST
   value: 0.0.0.0
 - name: FARM_METRICS_PORT

@@ -19,6 +19,9 @@
 {{- if and (or $values.webhooks.existingSecret $values.settings.webhook_hosts) $values.networkPolicy.enabled (not $values.networkPolicy.webhooks.to) -}}
 {{- fail "networkPolicy.webhooks.to: webhooks are set up, and no network lets them out; name where they may go." -}}
 {{- end -}}
+{{- if and $values.tracing.endpoint $values.networkPolicy.enabled (not $values.tracing.to) -}}
+{{- fail "tracing.to: traces are set up, and no network lets them out; name where the collector is." -}}
+{{- end -}}
 {{- $kind := $values.autoscaling.kind -}}
 {{- if and (eq $kind "keda") (eq $values.autoscaling.source "dispatcher") (ne (int $values.dispatcher.replicas) 1) -}}
 {{- fail "autoscaling.source=dispatcher: only the dispatcher that leads knows the backlog, and a Service cannot tell which one that is; set dispatcher.replicas=1, or use autoscaling.source=prometheus." -}}
