@@ -72,6 +72,11 @@ class Desk:
         """Their notes that they gave it back, not charged."""
         return self._notes(lambda note: note["kind"] == "given back" and note["job"] == handle.id)
 
+    def steps(self, handle: JobHandle) -> list[dict[str, Any]]:
+        """Their notes of each step of it that they made, and that they were told to end, in order of time."""
+        kinds = {("step", handle.job.custom_id), ("draining", None)}
+        return self._notes(lambda note: (note["kind"], note.get("name")) in kinds)
+
     def _notes(self, wanted: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
         found = []
         for path in (self.fleet.folder / "events").glob("*.ndjson"):

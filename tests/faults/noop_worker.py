@@ -104,6 +104,8 @@ class Painter:
             if request.preempted():
                 raise Preemption(b"%d" % step, step)
             time.sleep(self._seconds(job) / steps)
+            if "seconds" in job.metadata:  # a test of one fault; in a long run there are too many
+                self._notes.write(kind="step", name=job.custom_id, step=step, at=time.time())
             if step == steps // 2 and job.prompt in CONDUCT:
                 CONDUCT[job.prompt]()
             self._moves += 1
@@ -156,6 +158,7 @@ def main() -> int:
     settings = load_settings()
     set_up(settings.log_level)
     notes = own_notes()
+    signals.worker_shutting_down.connect(lambda **_: notes.write(kind="draining", at=time.time()), weak=False)
     signals.worker_ready.connect(lambda **_: notes.write(kind="ready", at=time.time()), weak=False)
     lifecycle.Ledger = watched_ledger(notes)
     open_store = type(settings).open_store

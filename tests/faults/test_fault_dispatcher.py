@@ -82,14 +82,13 @@ def test_ten_times_the_capacity_a_bounded_queue_and_fair_shares(desk):
 def test_canceled_in_the_queue_and_in_mid_job_there_is_one_end_and_it_is_the_true_one(desk):
     running = desk.submit("canceled-running", 10.0)
     desk.running(running)
-    began = time.monotonic()
     assert running.cancel() is JobState.CANCELED
     tell(desk.fleet.dispatchers, signal.SIGSTOP)
     queued = desk.submit("canceled-queued")
     assert queued.cancel() is JobState.CANCELED
     tell(desk.fleet.dispatchers, signal.SIGCONT)
     desk.at_rest()
-    assert time.monotonic() - began < 9  # the running one stopped at a step
+    assert 0 < len(desk.steps(running)) < 20  # it stopped at a step
     for handle in (running, queued):
         assert desk.ended(handle).status is JobState.CANCELED
         assert not list(desk.fleet.store.list(f"{desk.fleet.root}/outputs/anna/{handle.batch_id}/"))

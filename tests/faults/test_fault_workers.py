@@ -28,10 +28,9 @@ def all_at_work(desk):
 def test_kill_9_in_mid_step_a_new_attempt_within_the_lease_and_five_seconds(desk):
     handle = desk.submit("killed", 2.0)
     desk.running(handle).signal(signal.SIGKILL)
-    killed_at = time.time()
+    desk.wait(lambda: len(desk.claims(handle)) == 2, LEASE_SECONDS + 5, "new attempt")
     result = desk.ended(handle)
     assert (result.status, result.attempt) == (JobState.SUCCEEDED, 2)
-    assert desk.claims(handle)[1]["at"] - killed_at < LEASE_SECONDS + 5
     assert len(desk.results_of(handle)) == 1
 
 
@@ -47,16 +46,19 @@ def test_sigterm_a_job_that_fits_is_finished_and_the_worker_ends_well(desk):
 def test_sigterm_a_job_that_does_not_fit_is_saved_and_goes_on_elsewhere_uncharged(desk):
     handle = desk.submit("long", 6.0)
     holder = desk.running(handle)
-    time.sleep(2)  # some steps further
-    told_at = time.time()
+    pid = holder.process.pid
+    desk.wait(lambda: len(desk.steps(handle)) > 5, 20, "some steps")
     holder.signal(signal.SIGTERM)
     desk.wait(lambda: bool(desk.returns(handle)), 10, "job given back")
-    assert desk.returns(handle)[0]["at"] - told_at < 2  # a step takes 0.3 s
     desk.wait(lambda: holder.exits[-1:] == [0], 10, "end of the worker")
     result = desk.ended(handle)
     assert (result.status, result.attempt) == (JobState.SUCCEEDED, 1)
     assert len(desk.claims(handle)) == 2
-    assert result.timings["denoise"] < 5.5  # it went on where it was
+    of_first = [note for note in desk.steps(handle) if note["pid"] == pid]
+    told = [note["kind"] for note in of_first].index("draining")
+    assert len(of_first) - told - 1 <= 1  # the step that it was in, and no other
+    steps = [note["step"] for note in desk.steps(handle) if note["kind"] == "step"]
+    assert steps == list(range(20))  # the second went on where the first was
 
 
 def test_kill_9_during_the_drain_is_as_kill_9(desk):
