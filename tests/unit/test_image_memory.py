@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from imagecodecs import png_encode
 
-pytestmark = pytest.mark.full
+pytestmark = [pytest.mark.full, pytest.mark.timeout(900)]
 
 SIDE = 10_000  # 100 megapixels, FARM_MAX_IMAGE_PIXELS' default
 
@@ -55,7 +55,7 @@ def _ramps(channels: int, dtype: type[np.unsignedinteger]) -> np.ndarray:
         (3, 8, True, 32, "png", 0.95, 0.6),  # one more copy of the picture would be 0.3 GB
         (3, 8, True, None, "tiff", 0.85, 0.65),
         (4, 8, False, None, "png", 1.2, 0.6),
-        (3, 16, True, 32, "png", 1.8, 1.1),
+        (3, 16, True, 32, "png", 1.6, 1.0),
     ],
     ids=["its surroundings", "whole", "beneath", "16 bits"],
 )
