@@ -19,6 +19,7 @@ import json
 import logging
 import os
 import secrets
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -146,9 +147,11 @@ class DiskTier:
             for path, status in files:
                 if total + size <= self._max_bytes:
                     break
+                begin = time.monotonic()
                 path.unlink(missing_ok=True)
                 total -= status.st_size
                 metrics.lora_evictions.labels(self.name).inc()
+                metrics.lora_eviction_seconds.labels(self.name).observe(time.monotonic() - begin)
             self._forget_old_versions()
             then()
             metrics.lora_bytes.labels(self.name).set(self._total())

@@ -131,9 +131,11 @@ class Tier(Generic[T]):
         for key, entry in idle:
             if self.bytes <= wanted:
                 return
-            del self._entries[key]
+            begin = time.monotonic()
+            del self._entries[key], entry.value  # here the memory is given back, unless somebody else has it, too
             self._resize(-entry.size)
             metrics.lora_evictions.labels(self.name).inc()
+            metrics.lora_eviction_seconds.labels(self.name).observe(time.monotonic() - begin)
 
     def _resize(self, change: int) -> None:
         self.bytes += change

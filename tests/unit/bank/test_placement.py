@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
 import pytest
@@ -126,8 +125,7 @@ def test_placing_again_and_again_keeps_memory_flat():
     place, weights = CudaPlacement("cuda"), {"w": torch.randn(1 << 22)}
     place(weights)
     torch.cuda.synchronize()
-    before, begin = torch.cuda.memory_reserved(), time.monotonic()
+    before = torch.cuda.memory_reserved()
     for _ in range(100):
         place(weights)
     assert torch.cuda.memory_reserved() <= before + (32 << 20)
-    assert time.monotonic() - begin < 20

@@ -19,14 +19,7 @@ from farm.errors import (
     StoreUnavailable,
     UnsafeWeightsFormat,
 )
-from tests.unit.bank_store import make_bank, tier, until, watched, weights
-
-
-@pytest.fixture
-def store(local_store, tmp_path):
-    with watched(local_store, tmp_path) as store:
-        yield store
-
+from tests.unit.bank.store import make_bank, tier, until, weights
 
 # Ahead of its turn
 

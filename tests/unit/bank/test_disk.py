@@ -29,6 +29,10 @@ def read(disk: DiskTier, name: str) -> bytes | None:
     return disk.read(name, lambda size: None)
 
 
+def counted(what: str) -> float:
+    return metrics.REGISTRY.get_sample_value(f"farm_lora_{what}", {"tier": "disk"}) or 0.0
+
+
 def test_what_was_kept_comes_back_and_tells_of_its_bytes(tmp_path):
     disk, seen = DiskTier(tmp_path, 100), []
     name = write(disk, b"x" * 60, used=1)
@@ -39,13 +43,13 @@ def test_what_was_kept_comes_back_and_tells_of_its_bytes(tmp_path):
 
 def test_what_was_not_used_for_longest_goes_first(tmp_path):
     disk = DiskTier(tmp_path, 100)
-    dropped = metrics.REGISTRY.get_sample_value("farm_lora_evictions_total", {"tier": "disk"}) or 0
+    dropped, timed = (counted(name) for name in ("evictions_total", "eviction_seconds_count"))
     a, b = write(disk, b"a" * 50, used=1), write(disk, b"b" * 50, used=2)
     assert read(disk, a)  # used now
     c = write(disk, b"c" * 50, used=3)
     assert [name in disk for name in (a, b, c)] == [True, False, True]
-    assert metrics.REGISTRY.get_sample_value("farm_lora_evictions_total", {"tier": "disk"}) == dropped + 1
-    assert metrics.REGISTRY.get_sample_value("farm_lora_bytes", {"tier": "disk"}) == 100
+    assert (counted("evictions_total"), counted("eviction_seconds_count")) == (dropped + 1, timed + 1)
+    assert counted("bytes") == 100
 
 
 def test_what_is_larger_than_all_of_it_is_not_kept(tmp_path):

@@ -20,15 +20,8 @@ from farm.errors import (
     Resource,
 )
 from farm.schemas import EmbeddingRef
-from tests.unit.bank_store import SIZE, Reader, make_bank, tier, until, watched, weights
+from tests.unit.bank.store import SIZE, Reader, make_bank, tier, until, weights
 from worker.assets import Kind
-
-
-@pytest.fixture
-def store(local_store, tmp_path):
-    with watched(local_store, tmp_path) as store:
-        yield store
-
 
 # What comes from where
 
@@ -189,6 +182,10 @@ def test_nobody_gets_by_its_hash_what_lies_at_another_address(store, tmp_path):
 # Budgets and holds
 
 
+def counted(what: str) -> float:
+    return metrics.REGISTRY.get_sample_value(f"farm_lora_{what}", {"tier": "ram"}) or 0.0
+
+
 def test_the_least_recently_used_goes_first(store):
     bank = make_bank(store, ram=2)
     a, b, c = (store.ref(name, weights(ord(name)), pin=True) for name in "abc")
@@ -197,15 +194,15 @@ def test_the_least_recently_used_goes_first(store):
 
 def test_what_is_held_stays_and_goes_when_it_is_released(store):
     bank, a, b = make_bank(store, ram=1), store.ref("a", weights(1), pin=True), store.ref("b", weights(2), pin=True)
-    evictions = metrics.REGISTRY.get_sample_value("farm_lora_evictions_total", {"tier": "ram"}) or 0
+    dropped, timed = (counted(name) for name in ("evictions_total", "eviction_seconds_count"))
     with bank.hold([a]):
         assert tier(bank, b) == "remote"  # the budget is overdrawn by the one that is held least long
         assert tier(bank, a) == "ram"
         with bank.hold([a, b]):
             assert bank._ram.bytes == 2 * SIZE
     assert bank._ram.bytes == SIZE
-    assert metrics.REGISTRY.get_sample_value("farm_lora_evictions_total", {"tier": "ram"}) == evictions + 2
-    assert metrics.REGISTRY.get_sample_value("farm_lora_bytes", {"tier": "ram"}) == SIZE
+    assert (counted("evictions_total"), counted("eviction_seconds_count")) == (dropped + 2, timed + 2)
+    assert counted("bytes") == SIZE
     assert metrics.REGISTRY.get_sample_value("farm_lora_resident") == 1
 
 

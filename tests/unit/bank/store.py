@@ -5,10 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -78,18 +76,6 @@ def make_bank(store: WatchedStore, read: Any = None, *, device: int = 0, ram: in
     bank = LoraBank(store, read or Reader(), device="cpu", budgets=budgets, **options)
     store.banks.append(bank)
     return bank
-
-
-@contextmanager
-def watched(local_store: LocalStore, folder: Path) -> Iterator[WatchedStore]:
-    """A watched store whose banks are closed in the end."""
-    store = WatchedStore(local_store, f"file://{folder}/store")
-    try:
-        yield store
-    finally:
-        store.gate.set()
-        for bank in store.banks:
-            bank.close()
 
 
 def tier(bank: LoraBank, ref: LoraRef, **options: Any) -> str:
