@@ -41,6 +41,9 @@ lora_load_seconds = _histogram(
     buckets=_SECONDS,
 )
 lora_evictions = _counter("farm_lora_evictions_total", "Weights files dropped for room, by tier.", ("tier",))
+lora_eviction_seconds = _histogram(
+    "farm_lora_eviction_seconds", "Seconds to drop a weights file for room.", ("tier",), buckets=_SWAP_SECONDS
+)
 lora_bytes = _gauge(
     "farm_lora_bytes",
     "Weights files kept: on the device (resident), in ram, on disk (which the machine's workers may share).",
@@ -107,6 +110,7 @@ def declare(model: str, device: str) -> None:
         lora_load_seconds.labels(tier)
     for tier in LORA_TIERS:
         lora_evictions.labels(tier)
+        lora_eviction_seconds.labels(tier)
         lora_bytes.labels(tier)
     for kind in VRAM_KINDS:
         vram_bytes.labels(device, kind)
