@@ -118,7 +118,9 @@ class JaxRenderer:
 
     @property
     def rendering(self) -> bool:
-        return self._turn.locked()
+        """Whether a job has the devices. Nothing moves while the warm-up compiles, for minutes where models are large,
+        so that is not counted."""
+        return self._metered and self._turn.locked()
 
     def refresh_metrics(self) -> None:
         for kind, size in _memory().items():
@@ -147,7 +149,7 @@ class JaxRenderer:
         engine's other errors, and WorkerFatal, after which `broken` is set.
         """
         scheduler = sampler(request.job.scheduler, self._checkpoint_scheduler)
-        _require_known(request, scheduler)
+        _require_known(request, scheduler, self._settings.buckets())
         while not self._turn.acquire(timeout=_LOOK_SECONDS):
             _ask(request)
         try:
@@ -258,14 +260,13 @@ class JaxRenderer:
             clean = torch.from_numpy(np.array(programs.latents(params, image, noise.image)))
             state = scheduler.start(call.num_inference_steps, strength=call.strength)
             latents = scheduler.add_noise(state, clean, torch.from_numpy(noise.start)).numpy()
-        positive, negative = (
-            programs.texts(params, rows(self.pipeline.token_ids(text or ""), len(seeds)))
-            for text in (call.prompt, call.negative_prompt)
-        )
+        texts = (call.prompt, *([call.negative_prompt] if reading.guided else []))
+        ids = (rows(self.pipeline.token_ids(text or ""), len(seeds)) for text in texts)
+        positive, *negative = (programs.texts(params, one) for one in ids)
         conditions = Conditions(
             positive=positive,
-            negative=negative if reading.guided else None,
-            mask=mask[:, :, ::factor, ::factor],
+            negative=negative[0] if negative else None,
+            mask=programs.to_latent_grid(mask),
             masked_image_latents=programs.latents(params, masked, noise.masked),
             guidance=np.full(len(seeds), call.guidance_scale, np.float32),
         )
@@ -314,9 +315,12 @@ def _require_meant(settings: Settings) -> None:
             )
 
 
-def _require_known(request: RenderRequest, scheduler: Scheduler) -> None:
+def _require_known(request: RenderRequest, scheduler: Scheduler, buckets: tuple[tuple[int, int], ...]) -> None:
     """Raise FeatureUnavailable for what this back end does not do; schedulers are `step_table`'s to refuse."""
     job = request.job
+    if request.image.size not in buckets:  # to compile for it takes longer than a lease
+        sizes = ", ".join(f"{width}x{height}" for width, height in buckets)
+        raise FeatureUnavailable(f"width: and height: the JAX back end was compiled for {sizes}; choose one, or none.")
     asked = {
         "embeddings": bool(request.embeddings),
         "ip_adapter": request.ip_adapter is not None,

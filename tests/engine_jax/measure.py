@@ -5,6 +5,8 @@ python -m tests.engine_jax.measure
 
 import statistics
 import time
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -20,10 +22,20 @@ _REPEATS = 5
 _SIDE = 128
 
 
-def seconds(do) -> float:
-    begin = time.perf_counter()
+class Took(NamedTuple):
+    """Seconds by the clock, and of all threads together: the latter say something on a busy machine, too."""
+
+    wall: float
+    cpu: float
+
+    def __str__(self) -> str:
+        return f"{self.wall:.3f} s, {self.cpu:.3f} s of CPU"
+
+
+def measured(do: Callable[[], object]) -> Took:
+    wall, cpu = time.perf_counter(), time.process_time()
     do()
-    return time.perf_counter() - begin
+    return Took(time.perf_counter() - wall, time.process_time() - cpu)
 
 
 def main() -> None:
@@ -47,17 +59,16 @@ def main() -> None:
         engine("a studio", picture, mask, height=_SIDE, width=_SIDE, num_inference_steps=steps, guidance_scale=2.0)
 
     print(f"{_SIDE} px, 2 rows, {torch.get_num_threads()} threads, jax {jax.__version__}, torch {torch.__version__}")
-    print(f"first call {seconds(lambda: twin(_STEPS[0])):.1f} s")
+    print(f"first call {measured(lambda: twin(_STEPS[0]))}")
     print("  of which " + ", ".join(f"{name} {took:.1f}" for name, took in phases.items() if took > 0.5))
     torchs(_STEPS[0])
-    found: dict[str, list[float]] = {"jax": [], "torch": []}
+    found: dict[str, list[Took]] = {"jax": [], "torch": []}
     for _ in range(_REPEATS):  # turn about, so that both meet the same machine
         for name, do in (("jax", twin), ("torch", torchs)):
-            few, many = (seconds(lambda do=do, steps=steps: do(steps)) for steps in _STEPS)
-            found[name].append((many - few) / (_STEPS[1] - _STEPS[0]))
+            few, many = (measured(lambda do=do, steps=steps: do(steps)) for steps in _STEPS)
+            found[name].append(Took(*((b - a) / (_STEPS[1] - _STEPS[0]) for a, b in zip(few, many, strict=True))))
     for name, times in found.items():
-        low, middle, high = (1000 * of(times) for of in (min, statistics.median, max))
-        print(f"{name}: a step {middle:.1f} ms ({low:.1f}…{high:.1f} of {_REPEATS})")
+        print(f"{name}: a step {Took(*(statistics.median(column) for column in zip(*times, strict=True)))}")
 
 
 if __name__ == "__main__":

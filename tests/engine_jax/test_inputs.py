@@ -62,6 +62,7 @@ def test_what_is_no_picture_or_text_is_refused_by_name(pipeline, prompt, image, 
         ({"latents": np.zeros((1, 4, 4, 4), np.float32)}, "latents"),
         ({"mask": np.zeros((2, 1, 64, 64), np.float32)}, "mask"),
         ({"num_inference_steps": 0}, "num_inference_steps"),
+        ({"jit": True}, "prompt_ids"),
     ],
 )
 def test_a_call_that_cannot_be_made_is_refused_before_anything_is_compiled(pipeline, changed, field):

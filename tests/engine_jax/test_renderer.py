@@ -7,7 +7,7 @@ import pytest
 from farm.config import load_settings
 from farm.errors import FeatureUnavailable, Misconfigured, Preempted
 from tests.engine import tiny_checkpoints
-from tests.engine.renderer_bench import after, apart, lora_asset, make_renderer, make_request
+from tests.engine.renderer_bench import IMAGE, after, apart, lora_asset, make_renderer, make_request
 from worker.engine.errors import FeatureUnavailable as EngineFeatureUnavailable
 from worker.jax_renderer import JaxRenderer
 
@@ -27,6 +27,7 @@ def renderer():
     [
         ({"clip_skip": 1}, "clip_skip"),
         ({"eta": 0.5, "scheduler": "ddim"}, "eta"),
+        ({"image": IMAGE.resize((128, 64))}, "width"),
         ({"scheduler": "euler_ancestral"}, "scheduler"),
         ({"scheduler": "dpmpp_2m_sde"}, "scheduler"),
         ({"embeddings": (object(),)}, "embeddings"),

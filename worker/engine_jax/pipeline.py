@@ -154,6 +154,9 @@ class FlaxStableDiffusionInpaintPipeline:
         factor, channels = self.vae_scale_factor, self.host.vae.config.latent_channels
         if height % factor or width % factor:
             raise InvalidParameter("height", f"and `width` have to be divisible by {factor}, not {height} and {width}")
+        if np.ndim(prompt_ids) != (3 if jit else 2):
+            asked = "as `shard` gives it, [devices, n, 77], with `jit`" if jit else "[B, 77] without `jit`"
+            raise InvalidParameter("prompt_ids", f"is of shape {np.shape(prompt_ids)} and has to be {asked}")
         neg_prompt_ids, scales = self._guidance(prompt_ids, neg_prompt_ids, guidance_scale)
         rows = Rows(prompt_ids, neg_prompt_ids, mask, masked_image, scales, latents, prng_seed)
         _check_rows(rows, np.shape(prompt_ids)[:-1], (channels, height // factor, width // factor))
@@ -203,14 +206,13 @@ def torch_dtype(dtype: Any) -> torch.dtype:
 def _require_known(host: StableDiffusionInpaintPipeline) -> None:
     """Raise CheckpointInvalid for a model that this back end does not run, FeatureUnavailable for a scheduler."""
     channels, unet = host.vae.config.latent_channels, host.unet.config
+    text_config = getattr(host.text_encoder, "config", None)
     refused = {
         f"unet.in_channels is {unet.in_channels}, not {2 * channels + 1}": unet.in_channels != 2 * channels + 1,
         "unet.time_cond_proj_dim is set": unet.time_cond_proj_dim is not None,
         f"vae is {type(host.vae).__name__}, not AutoencoderKL": type(host.vae) is not AutoencoderKL,
-        "text_encoder is missing": host.text_encoder is None,
-        "text_encoder.use_attention_mask is set": getattr(
-            getattr(host.text_encoder, "config", None), "use_attention_mask", False
-        ),
+        "text_encoder is missing": text_config is None,
+        "text_encoder.use_attention_mask is set": getattr(text_config, "use_attention_mask", False),
     }
     for what, wrong in refused.items():
         if wrong:

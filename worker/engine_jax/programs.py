@@ -9,12 +9,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import torch
 from jax import Array
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from worker.engine.guidance import classifier_free_guidance
 from worker.engine.pipeline import StableDiffusionInpaintPipeline
+from worker.engine.vae import AutoencoderKL
 from worker.engine_jax.bridge import Params, function
 from worker.engine_jax.devices import AXIS, mesh
 from worker.engine_jax.step_table import History, StepTable, advance
@@ -62,7 +64,7 @@ class Programs:
         self._channels = host.vae.config.latent_channels
         self._text_encoder = function(host.text_encoder, lambda model, ids: model(ids).last_hidden_state)
         self._unet = function(host.unet, lambda model, *inputs: model(*inputs))
-        self._posterior = function(host.vae, lambda vae, x: (lambda d: (d.mean, d.std))(vae.encode(x)))
+        self._posterior = function(host.vae, _mean_and_std)
         self._decoder = function(host.vae, lambda vae, z: vae.decode(z))
         everywhere, rows, history = P(), P(AXIS), P(None, AXIS)
         once = {"devices": mesh()}
@@ -149,6 +151,11 @@ class Programs:
         history = self._denoise(params, History.begin(latents * table.start), table, conditions, 0, table.steps)
         pictures = self._pictures(params, history)
         return jnp.clip(pictures / 2 + 0.5, 0, 1).transpose(0, 2, 3, 1)[None]
+
+
+def _mean_and_std(vae: AutoencoderKL, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    posterior = vae.encode(pictures)
+    return posterior.mean, posterior.std
 
 
 def _over(function: Any, takes: Any, gives: Any, *, devices: Mesh) -> Any:
