@@ -14,6 +14,7 @@ from tests.engine import tiny_checkpoints
 from worker.demo.shipped import copy_model
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.full  # compiling a UNet takes tens of seconds
 
 
 def run(module: str, *arguments: object) -> str:
@@ -38,14 +39,12 @@ def test_a_batch_over_four_devices_is_the_torch_engines(tmp_path):
     judge(json.loads(run("sharded", tiny_checkpoints.folder("inpaint"), 64, lora, 5.0).splitlines()[-1]), kinds=1)
 
 
-@pytest.mark.full
 def test_so_is_one_of_the_demo_model_with_guidance_and_without(tmp_path):
     copy_model(tmp_path)
     lora = tmp_path / "loras" / "polka.safetensors"
     judge(json.loads(run("sharded", tmp_path / "checkpoint", 128, lora, 5.0, 1.0).splitlines()[-1]), kinds=2)
 
 
-@pytest.mark.full
 def test_the_documentations_example_runs(tmp_path):
     copy_model(tmp_path)
     picture = np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8)
