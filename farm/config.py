@@ -87,6 +87,10 @@ class Settings(BaseSettings):
     backend: Literal["torch", "jax"] = "torch"  # jax: compiled, over all of JAX's devices (worker/engine_jax)
     device: str = "auto"  # auto | cpu | cuda | cuda:N; of torch's
     dtype: str = "auto"  # auto | float32 | bfloat16 | float16; auto is float16 on CUDA, float32 on a CPU
+    # Bytes of a GPU's memory that this worker may take, LoRAs and batches included; 0: all there is.
+    vram_budget: int = Field(default=0, ge=0)
+    # torch.compile's mode for steps whose rows share a LoRA set: some minutes more of warm-up for each size.
+    compile: Literal["off", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = "off"
     # Sizes "WIDTHxHEIGHT" in px, one of which a crop is resized to when the job names none (JSON list).
     size_buckets: tuple[str, ...] = ("512x512", "576x448", "448x576", "640x384", "384x640")
     # LoRAs (and embeddings, IP-Adapters) kept between jobs. What a job holds stays, even beyond these bytes.
@@ -96,7 +100,7 @@ class Settings(BaseSettings):
     lora_disk_bytes: int = Field(default=32 * 1024**3, ge=0)  # in that folder, by all workers together
     # Rows of one UNet forward, two a picture under guidance, that jobs may share; 0: as many as the warm-up finds good.
     max_batch_rows: int = Field(default=0, ge=0)
-    # Jobs in hand at once: some render while others fetch and write. 0: twice as many as share a step.
+    # Jobs in hand at once: some render while others fetch and write. 0: twice as many as share a step, and four.
     concurrency: int = Field(default=0, ge=0)
     lease_seconds: float = Field(default=60.0, gt=0)  # a job is somebody else's when its worker is silent for so long
     # Decoding a picture, or reading back what was written, tells no progress; it keeps the job's lease for so long.
@@ -139,7 +143,7 @@ class Settings(BaseSettings):
 
     def in_hand(self, sharing: int) -> int:
         """`concurrency`, or what is good where `sharing` jobs share a step."""
-        return self.concurrency or 2 * sharing
+        return self.concurrency or 2 * sharing + 4
 
     def buckets(self) -> tuple[tuple[int, int], ...]:
         """`size_buckets` as (width, height)."""

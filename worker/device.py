@@ -34,8 +34,27 @@ def choose_dtype(wanted: str, device: str) -> torch.dtype:
     return DTYPES[wanted]
 
 
-def memory(device: str) -> dict[str, int]:
-    """Bytes by kind (allocated, reserved, peak, total); of the process where the device is the CPU."""
+def limit_memory(device: str, budget: int) -> None:
+    """Let this process take at most `budget` bytes of a GPU, 0 for all: beyond it is out of memory, as at the real end.
+
+    Raises Misconfigured for more than there is, and for a budget on a CPU, whose memory the container limits.
+    """
+    if not budget:
+        return
+    if device == "cpu":
+        raise Misconfigured("FARM_VRAM_BUDGET is for GPUs; give a worker on a CPU its limit in its container.")
+    total = torch.cuda.mem_get_info(device)[1]
+    if budget > total:
+        raise Misconfigured(f"FARM_VRAM_BUDGET is {budget}, but {device} has only {total} bytes.")
+    torch.cuda.set_per_process_memory_fraction(budget / total, torch.device(device).index)
+
+
+def memory(device: str, budget: int = 0) -> dict[str, int]:
+    """Bytes by kind; of the process where the device is the CPU.
+
+    allocated, reserved and peak (the most that was ever allocated) of this process; total: what it may take, which is
+    `budget` where one is set.
+    """
     if device == "cpu":
         resident = psutil.Process().memory_info().rss
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -44,5 +63,5 @@ def memory(device: str) -> dict[str, int]:
         "allocated": torch.cuda.memory_allocated(device),
         "reserved": torch.cuda.memory_reserved(device),
         "peak": torch.cuda.max_memory_allocated(device),
-        "total": torch.cuda.mem_get_info(device)[1],
+        "total": budget or torch.cuda.mem_get_info(device)[1],
     }

@@ -15,7 +15,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from threading import Lock
@@ -72,6 +72,7 @@ class WarmRenderer(Listener):
         self._settings = settings
         self.device = device.choose_device(settings.device)
         self._dtype = device.choose_dtype(settings.dtype, self.device)
+        device.limit_memory(self.device, settings.vram_budget)
         self.checkpoint_sha256 = hash_folder(settings.model_path)
         self._pipe = StableDiffusionInpaintPipeline.from_pretrained(settings.model_path, torch_dtype=self._dtype)
         self._pipe.to(self.device)
@@ -130,6 +131,7 @@ class WarmRenderer(Listener):
         self._measure(*sizes[0])
         for size in sizes[1:]:
             self._render_grey(size)
+        self._compile(sizes)
         self._metered = True
         log.info("warm after %.1f s", time.monotonic() - begin)
 
@@ -148,6 +150,14 @@ class WarmRenderer(Listener):
         if most:
             self.engine.max_rows = most
         log.info("measured: %s; up to %d rows a forward", json.dumps(costs.to_json()), self.engine.max_rows)
+
+    def _compile(self, sizes: Sequence[tuple[int, int]]) -> None:
+        """Have the steps that a busy worker makes compiled, if that is wanted: of one picture, and of full batches."""
+        if self._settings.compile == "off":
+            return
+        rows = {2, *(n for n in _TRIALS[torch.device(self.device).type][0] if n <= self.engine.max_rows)}
+        for width, height in sizes:
+            self.engine.compile(self._settings.compile, width, height, rows=sorted(rows))
 
     def _render_grey(self, size: tuple[int, int]) -> None:
         grey, white = Image.new("RGB", size, (128, 128, 128)), Image.new("L", size, 255)
@@ -170,7 +180,7 @@ class WarmRenderer(Listener):
 
     def refresh_metrics(self) -> None:
         """Read the device's memory for a scrape."""
-        for kind, size in device.memory(self.device).items():
+        for kind, size in device.memory(self.device, self._settings.vram_budget).items():
             metrics.vram_bytes.labels(self.device, kind).set(size)
 
     # A job, and how it can end
@@ -314,10 +324,12 @@ class WarmRenderer(Listener):
     def worked(self, stage: str, work: Work, seconds: float) -> None:
         self._moved()
         self._pace.observe(stage, work, seconds)
+        if self._metered and stage == "denoise":
+            metrics.engine_batch_size.observe(work.rows)
+
+    def computed(self, seconds: float) -> None:
         if self._metered:
             metrics.engine_busy_seconds.inc(seconds)
-            if stage == "denoise":
-                metrics.engine_batch_size.observe(work.rows)
 
     def swapped(self) -> None:
         self._moved()

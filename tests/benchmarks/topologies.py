@@ -83,7 +83,7 @@ class Topology:
         scheduler = schedulers.from_config({"_class_name": "DDIMScheduler", **tiny_checkpoints.SCHEDULER})
         pipe = StableDiffusionInpaintPipeline(
             vae=AutoencoderKL.from_weights(vae.config, vae.state_dict(), None),
-            text_encoder=text_encoder,
+            text_encoder=copy.deepcopy(text_encoder),
             tokenizer=tiny_checkpoints.tokenizer(),
             unet=self.our_unet(),
             scheduler=scheduler,

@@ -2,11 +2,12 @@
 
 import math
 import threading
+from types import SimpleNamespace
 
 import pytest
 
 from farm import metrics
-from tests.engine.renderer_bench import after, make_renderer, make_request
+from tests.engine.renderer_bench import after, lora_asset, make_renderer, make_request
 from worker.engine.stopwatch import Work
 from worker.pace import Pace
 from worker.preemption import Preemption
@@ -150,3 +151,34 @@ def test_pace_learns_and_scales():
     assert pace.seconds("denoise", small) == pytest.approx(3.0, abs=0.01)
     pace.observe("denoise", Work(128, 120, 2), 5.0)
     assert pace.seconds("denoise", large) == pytest.approx(5.0 * 128 / 120), "the nearest size, not the first"
+
+
+def test_busy_are_the_forwards_and_nothing_else(tiny_checkpoint, monkeypatch):
+    """On a clock that a forward moves by 1 s, and everything else that the engine does by 1,000."""
+    renderer, now = make_renderer(tiny_checkpoint()), [0.0]
+    monkeypatch.setattr("worker.engine.stopwatch.time", SimpleNamespace(monotonic=lambda: now[0]))
+    pipe = renderer._pipe
+    forwards = []
+
+    def taking(owner, name, seconds):
+        original = getattr(owner, name)
+
+        def around(*args, **named):
+            now[0] += seconds
+            forwards.extend([name] * (seconds == 1))
+            return original(*args, **named)
+
+        monkeypatch.setattr(owner, name, around)
+
+    for network in (pipe.unet, pipe.text_encoder, pipe.vae.encoder, pipe.vae.decoder):
+        taking(network, "forward", 1)
+    for owner, name in (
+        (renderer.engine.merger, "set_adapters"), (pipe, "begin"), (pipe, "judge"), (pipe, "tokenizer"),
+        (pipe.unet, "text_keys_values"), (renderer, "worked"),
+    ):  # fmt: skip
+        taking(owner, name, 1000)
+    before = counted("farm_engine_busy_seconds_total")
+    asset = lora_asset(renderer)
+    renderer.render(make_request(num_inference_steps=3, loras=(asset,)))
+    assert len(forwards) == 3 + 2 + 1 + 1 and now[0] > 5000, "steps, two texts, the masked picture, the picture"
+    assert counted("farm_engine_busy_seconds_total") - before == len(forwards)

@@ -111,6 +111,11 @@ class PipelineComponents:
     def modules(self) -> Iterator[nn.Module]:
         return (part for part in self.components.values() if isinstance(part, nn.Module))
 
+    def networks(self) -> Iterator[nn.Module]:
+        """The modules whose forwards are all that the models compute: a VAE's are its encoder and its decoder."""
+        for part in self.modules():
+            yield from (part.encoder, part.decoder) if part is self.vae else (part,)
+
     @property
     def device(self) -> torch.device:
         """Of the parts that are not on the CPU, else the CPU."""

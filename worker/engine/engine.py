@@ -18,6 +18,7 @@ import torch
 
 from worker.engine.batch_limit import BatchLimit
 from worker.engine.beginnings import Beginnings
+from worker.engine.compiled import CompileMode
 from worker.engine.conditions import KeysValues, TimeStates
 from worker.engine.denoise import advance, group_key, predict
 from worker.engine.faults import DeviceLost, Fault, MemoryExhausted, fault_of, first_line, within_memory
@@ -50,10 +51,10 @@ class InpaintEngine:
         self.max_rows = max_rows
         self._listener = listener or Listener()
         self._device = str(pipe.device)
-        self._watch = Stopwatch(pipe.device, self._listener.worked)
+        self._watch = Stopwatch(pipe.device, self._listener.worked, self._listener.computed, pipe.networks())
         self._swaps = Swaps(pipe.unet, pipe.text_encoder, self._watch.synchronize, self._listener.swapped)
         self.merger = self._swaps.merger
-        self._turns = Turns(pipe.unet, self._swaps, pipe.vae_scale_factor)
+        self._turns = Turns(pipe.unet, self._swaps, pipe.vae_scale_factor, self._watch)
         self._texts_of_batch: tuple[tuple[int, ...], KeysValues] | None = None
         self._beginnings = Beginnings(pipe, self._swaps, self._watch)
         self._limit = BatchLimit()
@@ -91,6 +92,13 @@ class InpaintEngine:
     def quicken(self, width: int, height: int, *, rows: int, repeats: int = 3) -> None:
         """Try what may make forwards of so many rows of pictures of this size quicker, and keep what does."""
         self._call(lambda: self._turns.quicken(self._grid(width, height), rows, repeats))
+
+    def compile(self, mode: CompileMode, width: int, height: int, *, rows: Sequence[int]) -> None:
+        """Have steps of so many rows of pictures of this size made by `torch.compile`. Takes a minute for each.
+
+        Raises InvalidParameter for a mode that it does not have, FeatureUnavailable where it does not work here.
+        """
+        self._call(lambda: self._turns.compile(mode, self._grid(width, height), rows))
 
     def _grid(self, width: int, height: int) -> tuple[int, int]:
         return height // self.pipe.vae_scale_factor, width // self.pipe.vae_scale_factor
@@ -269,7 +277,8 @@ class InpaintEngine:
         tickets = turn.tickets
         requests = [ticket.request for ticket in tickets]
         with self._turns.acting(turn) as rows, self._watch.of("denoise", tickets, self._work_of(tickets)):
-            return predict(self.pipe.unet, requests, self._channels, self._limit.rows, rows, self._conditions(tickets))
+            unet = self.pipe.unet if self._sliced else self._turns.network(turn)
+            return predict(unet, requests, self._channels, self._limit.rows, rows, self._conditions(tickets))
 
     def _conditions(self, tickets: Sequence[Ticket]) -> tuple[TimeStates, KeysValues]:
         steps = [(ticket, ticket.request.step_index) for ticket in tickets]

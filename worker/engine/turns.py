@@ -7,12 +7,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
+from torch import nn
+
+from worker.engine.compiled import CompiledUNet, CompileMode
 from worker.engine.denoise import Rows, all_alike, halves
 from worker.engine.lora.choice import Choice, Costs, Demand, choose
 from worker.engine.lora.measure import forward_of, measure
 from worker.engine.lora.mixed import MixedLoras
 from worker.engine.lora.sets import Adapter, terms_of
 from worker.engine.savings import packed_where_quicker
+from worker.engine.stopwatch import Stopwatch
 from worker.engine.submission import Footprint, Ticket
 from worker.engine.swaps import Swaps, key_of, unet_part
 from worker.engine.unet import UNet2DConditionModel
@@ -31,10 +35,11 @@ class Turn(NamedTuple):
 class Turns:
     """Of one UNet, whose merged set `swaps` keeps. For the engine's thread."""
 
-    def __init__(self, unet: UNet2DConditionModel, swaps: Swaps, scale: int):
+    def __init__(self, unet: UNet2DConditionModel, swaps: Swaps, scale: int, watch: Stopwatch):
         """`scale`: pixels of a picture to a cell of the latent grid, along one side."""
-        self._unet, self._swaps, self._scale = unet, swaps, scale
+        self._unet, self._swaps, self._scale, self._watch = unet, swaps, scale, watch
         self._mixed = MixedLoras(unet, swaps.merger.table)
+        self._compiled: CompiledUNet | None = None
         self._costs: Costs | None = None
         self._pixels = 0  # of the pictures that the costs were measured at
         self._choice: tuple[object, Choice] | None = None
@@ -44,6 +49,18 @@ class Turns:
         if self._swaps.packed is None:
             trial = forward_of(self._unet, latent_size, _TOKENS, rows)
             self._swaps.packed = packed_where_quicker(self._unet, trial, repeats)
+
+    def compile(self, mode: CompileMode, latent_size: tuple[int, int], rows: Sequence[int]) -> None:
+        """Make graphs for steps of so many rows; raises as CompiledUNet does."""
+        if self._compiled is None:
+            self._compiled = CompiledUNet(self._unet, mode)
+            self._watch.also(self._compiled)
+        for count in rows:
+            self._compiled.prepare(latent_size, _TOKENS, count)
+
+    def network(self, turn: Turn) -> nn.Module:
+        """What makes the turn's forward: rows with LoRAs of their own need the layers that they hang on."""
+        return self._unet if turn.mode == "mixed" or self._compiled is None else self._compiled
 
     def measure(self, latent_size: tuple[int, int], rows: Sequence[int], sets: Sequence[int], repeats: int) -> Costs:
         """What steps, merges and mixed steps cost at latents of (height, width), with whatever makes them quicker."""
