@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from tests.benchmarks.options import Options, facts, main
 from tests.benchmarks.peers import better_layout
 from tests.benchmarks.report import Claim, Gate, Report, Table
-from tests.benchmarks.statistic import interleaved, interval, milliseconds, percent, ratio, seconds
+from tests.benchmarks.statistic import interleaved, interval, milliseconds, on_device, percent, ratio
 from tests.benchmarks.topologies import SIZES, Topology
 from worker.engine.packing import PackedConvolutions
 from worker.engine.unet import UNet2DConditionModel
@@ -56,8 +56,8 @@ def run(options: Options) -> Report:
         gates = {
             name: report.gated(name, Gate.of(do(), expected, options.torch_dtype)) for name, do in forwards.items()
         }
-        contenders = {name: _timed(do, kind) for name, do in forwards.items()}
-        contenders |= {f"GEMM {n}": _timed(_gemm(n, options), kind) for n in GEMMS[kind]}
+        contenders = {name: on_device(do, options.device) for name, do in forwards.items()}
+        contenders |= {f"GEMM {n}": on_device(_gemm(n, options), options.device) for n in GEMMS[kind]}
         found = interleaved(contenders, options.repeat, what="B8")
     speeds = {name: [flops[name] / s for s in found[name]] for name in forwards}
     products = {name: [2 * int(name.split()[1]) ** 3 / s for s in found[name]] for name in found if "GEMM" in name}
@@ -120,19 +120,6 @@ def _flops(do: Callable[[], object]) -> int:
 def _gemm(n: int, options: Options) -> Callable[[], Tensor]:
     a, b = (torch.randn(n, n, device=options.device, dtype=options.torch_dtype) for _ in range(2))
     return lambda: a @ b
-
-
-def _timed(do: Callable[[], object], kind: str) -> Callable[[int], float]:
-    def run_once(_: int) -> float:
-        def whole() -> None:
-            with torch.no_grad():
-                do()
-            if kind == "cuda":
-                torch.cuda.synchronize()
-
-        return seconds(whole)
-
-    return run_once
 
 
 def _tables(

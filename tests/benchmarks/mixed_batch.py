@@ -52,10 +52,9 @@ def _jobs(options: Options, count: int) -> list[Job]:
     ]
 
 
-def _together(ours: Ours, jobs: Sequence[Job], read: Sequence[LoraWeights]) -> float:
+def _together(ours: Ours, jobs: Sequence[Job], loras: Sequence[Sequence[LoraWeights]]) -> float:
     begin = time.perf_counter()
-    futures = [ours.submit(job, [lora]) for job, lora in zip(jobs, read, strict=True)]
-    for future in futures:
+    for future in [ours.submit(job, some) for job, some in zip(jobs, loras, strict=True)]:
         future.result(WAIT)
     return time.perf_counter() - begin
 
@@ -94,7 +93,7 @@ def _different(report: Report, options: Options, ours: Ours, peer: Hotswap, plai
         ]))  # fmt: skip
         found = interleaved(
             {
-                "together": lambda _, jobs=jobs, read=read: _together(ours, jobs, read),
+                "together": lambda _, jobs=jobs, read=read: _together(ours, jobs, [[one] for one in read]),
                 "alone": lambda _, jobs=jobs, read=read: _one_at_a_time(ours, jobs, read),
                 "lock": lambda _, jobs=jobs, some=some: _behind_a_lock(peer, jobs, some),
             },
@@ -125,7 +124,7 @@ def _alike(report: Report, options: Options, ours: Ours, plain: Plain) -> None:
         gate = report.gated(f"{count} jobs alike", worst(gates))
         found = interleaved(
             {
-                "together": lambda _, jobs=jobs: _all(ours, jobs),
+                "together": lambda _, jobs=jobs: _together(ours, jobs, [()] * len(jobs)),
                 "batched": lambda _, jobs=jobs: plain.batch_seconds(jobs),
             },
             options.repeat,
@@ -135,13 +134,6 @@ def _alike(report: Report, options: Options, ours: Ours, plain: Plain) -> None:
         cell = gate.ratio(ratio(found["batched"], found["together"], options.seed))
         table.add(count, *map(_rate, rates), cell, gate.text)
         report.data[f"{count} jobs alike"] = found
-
-
-def _all(ours: Ours, jobs: Sequence[Job]) -> float:
-    begin = time.perf_counter()
-    for future in [ours.submit(job) for job in jobs]:
-        future.result(WAIT)
-    return time.perf_counter() - begin
 
 
 def _rate(one: Interval) -> str:

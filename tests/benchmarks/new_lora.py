@@ -19,23 +19,11 @@ from tests.benchmarks.peers import Fused, Hotswap, Plain, Resident, better_layou
 from tests.benchmarks.report import Claim, Gate, Report, Table, worst
 from tests.benchmarks.statistic import difference, interleaved, milliseconds
 from tests.benchmarks.topologies import Topology, attention_layers
-from tests.benchmarks.work import Job, Lora, make_lora
+from tests.benchmarks.work import Job, Lora, NewLoras
 
 DEFAULTS = Options(size="full", steps=(1, 4, 20), ranks=(16, 128), repeat=6)
 PEERS = (Hotswap, Resident, Fused)
 WANTED = {"cpu": 3.0, "cuda": 10.0}
-
-
-class _Loras:
-    """New ones without end, made outside what is timed."""
-
-    def __init__(self, shapes: dict[str, tuple[int, ...]], rank: int, options: Options):
-        self._shapes, self._rank, self._options, self._made = shapes, rank, options, 0
-
-    def new(self) -> Lora:
-        self._made += 1
-        seed = 1000 * self._options.seed + self._made
-        return make_lora(self._shapes, self._rank, seed, self._options.torch_dtype)
 
 
 def run(options: Options) -> Report:
@@ -49,15 +37,27 @@ def run(options: Options) -> Report:
         report.data["costs"] = costs.to_json()
         shapes = attention_layers(ours.engine.pipe.unet, options.lora_targets)
         for rank in options.ranks:
-            _one_rank(report, options, topology, ours, plain, layout, _Loras(shapes, rank, options), rank)
+            _one_rank(
+                report,
+                options,
+                topology,
+                ours,
+                plain,
+                layout,
+                NewLoras(shapes, rank, options.seed, options.torch_dtype),
+                rank,
+            )
     _judge(report, options)
     return report
 
 
-def _one_rank(report: Report, options: Options, topology, ours: Ours, plain: Plain, layout, loras: _Loras, rank: int):
-    peers = [kind(topology, layout, loras.new()) for kind in PEERS]
+def _one_rank(
+    report: Report, options: Options, topology, ours: Ours, plain: Plain, layout, new_lora: NewLoras, rank: int
+):
+    peers = [kind(topology, layout, new_lora()) for kind in PEERS]
     gates = {
-        peer.name: report.gated(f"rank {rank}, {peer.name}", _gate(options, ours, plain, peer, loras)) for peer in peers
+        peer.name: report.gated(f"rank {rank}, {peer.name}", _gate(options, ours, plain, peer, new_lora))
+        for peer in peers
     }
     table = Table(
         ("steps", "way", "none, ms", "with a new LoRA, ms", "cost, ms", "ours is smaller by"), [], f"Rank {rank}"
@@ -72,15 +72,15 @@ def _one_rank(report: Report, options: Options, topology, ours: Ours, plain: Pla
             return ours.seconds(job)
 
         def new(_: int, job=job, short=short) -> float:
-            before, now = ours.read(loras.new()), ours.read(loras.new())
+            before, now = ours.read(new_lora()), ours.read(new_lora())
             ours.paint(short, before)
             return ours.seconds(job, now)
 
         contenders = {"none": none, "new": new, "none of diffusers": lambda _, job=job: plain.seconds(job)}
-        contenders |= {peer.name: lambda _, peer=peer, job=job: _peer(peer, job, loras.new()) for peer in peers}
+        contenders |= {peer.name: lambda _, peer=peer, job=job: _peer(peer, job, new_lora()) for peer in peers}
         rounds, cold = _rounds(options, steps), int(steps == min(options.steps))
         found = interleaved(contenders, rounds, what=f"B1, rank {rank}, {steps} steps", warm_up=cold)
-        modes.add(ours.paint(job, ours.read(loras.new())).lora_mode)
+        modes.add(ours.paint(job, ours.read(new_lora())).lora_mode)
         cost = difference(found["new"], found["none"], options.seed)
         report.data[f"rank {rank}, {steps} steps"] = found
         table.add(steps, ours.name, _ms(found["none"]), _ms(found["new"]), cost.text(milliseconds), "")
@@ -113,8 +113,8 @@ def _peer(peer: Plain, job: Job, lora: Lora) -> float:
     return peer.seconds(job, lora)
 
 
-def _gate(options: Options, ours: Ours, plain: Plain, peer: Plain, loras: _Loras) -> Gate:
-    job, lora = Job(options.seed + 1, min(2, max(options.steps)), options.side), loras.new()
+def _gate(options: Options, ours: Ours, plain: Plain, peer: Plain, new_lora: NewLoras) -> Gate:
+    job, lora = Job(options.seed + 1, min(2, max(options.steps)), options.side), new_lora()
     without = plain.latents(job)
     return Gate.of(ours.latents(job, ours.read(lora)), peer.latents(job, lora), options.torch_dtype, without)
 

@@ -17,7 +17,7 @@ from tests.benchmarks.peers import Fused, Hotswap, Loaded, Plain, Resident, bett
 from tests.benchmarks.report import Claim, Gate, Report, Table
 from tests.benchmarks.statistic import interleaved, interval, milliseconds, percent, ratio, times
 from tests.benchmarks.topologies import H200_STEP_SECONDS, H200_SWAP_SECONDS, Topology, attention_layers
-from tests.benchmarks.work import Job, Lora, make_lora
+from tests.benchmarks.work import Job, NewLoras
 
 DEFAULTS = Options(size="small", side=64, steps=(20,), ranks=(16,), repeat=10)
 PEERS = (Hotswap, Resident, Loaded, Fused)
@@ -38,11 +38,7 @@ def run(options: Options) -> Report:
 
 def _compare(report: Report, options: Options, topology: Topology, layout, ours: Ours) -> None:
     shapes = attention_layers(ours.engine.pipe.unet, options.lora_targets)
-    steps, rank, made = options.steps[-1], options.ranks[-1], [0]
-
-    def new() -> Lora:
-        made[0] += 1
-        return make_lora(shapes, rank, 1000 * options.seed + made[0], options.torch_dtype)
+    steps, new = options.steps[-1], NewLoras(shapes, options.ranks[-1], options.seed, options.torch_dtype)
 
     def job(number: int) -> Job:
         return Job(options.seed + 100 + number, steps, options.side)

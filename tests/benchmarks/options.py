@@ -34,6 +34,7 @@ class Options:
     ranks: tuple[int, ...] = (16,)
     jobs: tuple[int, ...] = (8,)
     swaps: int = 1000
+    seconds: float = 60.0
     trace: Path | None = None
     load: float = 0.8
     store_delays: tuple[float, float] = (0.05, 0.3)  # seconds
@@ -55,6 +56,7 @@ class Options:
             ranks=(4,),
             jobs=(3,),
             swaps=min(self.swaps, 6),
+            seconds=2.0,
             store_delays=(0.001, 0.005),
             concurrency=4,
         )
@@ -82,6 +84,7 @@ def read(defaults: Options, about: str | None, arguments: list[str] | None = Non
     parser.add_argument("--lora-targets", choices=("attention", "all"), default=defaults.lora_targets)
     parser.add_argument("--trace", type=Path, metavar="FILE.csv", help="jobs to replay (default: generated)")
     parser.add_argument("--load", type=float, default=defaults.load, help="of the arrivals, 1 is all the device can do")
+    parser.add_argument("--seconds", type=float, default=defaults.seconds, help="that a farm is watched (%(default)s)")
     parser.add_argument("--store-delays", type=float, nargs=2, default=defaults.store_delays, metavar="SECONDS")
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="every number")
     parser.add_argument("--markdown", type=Path, metavar="FILE.md", help="the table")

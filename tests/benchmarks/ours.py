@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
 import torch
 from torch import Tensor
 
 from tests.benchmarks.options import Options
+from tests.benchmarks.statistic import interleaved, on_device
 from tests.benchmarks.topologies import Topology
 from tests.benchmarks.work import Job, Lora
 from worker.engine import InpaintEngine
@@ -29,7 +31,7 @@ ALWAYS_MIXED = Costs(dict.fromkeys(_ROWS, 1.0), {0: 50.0, 16: 50.0}, {(16, 1): 0
 
 
 class Ours(Listener):
-    """`worked` by stage since `forget`, as a worker's metrics count it."""
+    """Since `forget`: seconds by stage, and inside forwards, as a worker's metrics count them."""
 
     def __init__(self, topology: Topology, options: Options, *, max_rows: int | None = None):
         self.name = "this engine"
@@ -45,14 +47,35 @@ class Ours(Listener):
         self.engine.close()
 
     def warm_up(self, rows: Sequence[int] = (), sets: Sequence[int] = ()) -> Costs:
-        """Measure what batches and LoRAs cost, whatever a worker would: an engine that has not does not choose."""
+        """What a worker's warm-up does, and the measuring in any case: an engine that has not does not choose."""
         side = self._options.side
         usual = TRIALS[torch.device(self._options.device).type]
         self.paint(Job(seed=0, steps=1, side=side))
+        self.engine.quicken(side, side, rows=2, repeats=self._repeats)
         self.costs = self.engine.measure(
-            side, side, rows=rows or usual[0], sets=sets or usual[1], repeats=1 if self._options.size == "full" else 3
+            side, side, rows=rows or usual[0], sets=sets or usual[1], repeats=self._repeats
         )
         return self.costs
+
+    @property
+    def _repeats(self) -> int:
+        return 1 if self._options.size == "full" else 3
+
+    def bare_row_steps(self, *, what: str) -> float:
+        """Rows times steps a second of a loop that does nothing but forwards, texts and times made before."""
+        unet, side = self.engine.pipe.unet, self._options.side // 8
+
+        def timed(rows: int) -> Callable[[int], float]:
+            where = {"device": unet.device, "dtype": unet.dtype}
+            sample = torch.randn(rows, unet.config.in_channels, side, side).to(**where)
+            text = torch.randn(rows, 77, unet.config.cross_attention_dim).to(**where)
+            with torch.no_grad():
+                made = unet.time_states(torch.full((rows,), 500.0)), unet.text_keys_values(text)
+            return on_device(lambda: unet(sample, *made), str(unet.device))
+
+        sizes = sorted({2, self.engine.max_rows})
+        found = interleaved({str(rows): timed(rows) for rows in sizes}, 2 * self._options.repeat, what=what)
+        return max(int(rows) / statistics.median(values) for rows, values in found.items())
 
     def believe(self, costs: Costs) -> None:
         """Decide by these costs from now on."""
@@ -87,6 +110,7 @@ class Ours(Listener):
 
     def forget(self) -> None:
         self.worked_seconds: dict[str, float] = {}
+        self.computed_seconds = 0.0
         self.steps: list[tuple[int, float]] = []
         """Rows and seconds of each forward."""
         self.last_worked = 0.0
@@ -96,3 +120,6 @@ class Ours(Listener):
         self.last_worked = time.perf_counter()
         if stage == "denoise":
             self.steps.append((work.rows, seconds))
+
+    def computed(self, seconds: float) -> None:
+        self.computed_seconds += seconds

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from tests.benchmarks.options import Options
-from tests.benchmarks.statistic import interleaved, seconds
+from tests.benchmarks.statistic import interleaved, on_device
 from tests.benchmarks.topologies import Topology
 from tests.benchmarks.work import Job, Lora
 from worker.engine.lora.measure import forward_of
@@ -172,22 +172,9 @@ def better_layout(topology: Topology, options: Options) -> tuple[torch.memory_fo
     for layout in (torch.contiguous_format, torch.channels_last):
         unet = topology.their_unet(own_memory=False, layout=layout)
         forward = forward_of(unet, (latent, latent), 77, 2)
-        contenders[str(layout).removeprefix("torch.")] = _timed(forward, options.device)
+        contenders[str(layout).removeprefix("torch.")] = on_device(forward, options.device)
     found = interleaved(contenders, max(1, min(3, options.repeat)), what="diffusers' layout")
     totals = {name: sorted(values)[len(values) // 2] for name, values in found.items()}
     best = min(totals, key=totals.__getitem__)
     note = ", ".join(f"{name} {1000 * taken:,.1f} ms" for name, taken in totals.items())
     return getattr(torch, best), f"diffusers runs in {best}, its quicker layout here (a forward: {note})"
-
-
-def _timed(forward, device: str):
-    def run(_: int) -> float:
-        def whole() -> None:
-            with torch.no_grad():
-                forward()
-            if device.startswith("cuda"):
-                torch.cuda.synchronize()
-
-        return seconds(whole)
-
-    return run

@@ -22,13 +22,11 @@ import statistics
 from collections import Counter
 from collections.abc import Sequence
 
-import torch
-
 from tests.benchmarks.options import Options, facts, main
 from tests.benchmarks.ours import Ours
 from tests.benchmarks.report import Claim, Gate, Report, Table, worst
 from tests.benchmarks.serving import Arrival, AsTheyCome, Fifo, Served, StaticBatch, serve
-from tests.benchmarks.statistic import interleaved, percent, seconds
+from tests.benchmarks.statistic import percent
 from tests.benchmarks.topologies import Topology
 from tests.benchmarks.trace import TraceJob, read
 from tests.benchmarks.trace_model import synthetic
@@ -45,7 +43,7 @@ def run(options: Options) -> Report:
     topology = Topology(options.size, options.seed, options.device, options.torch_dtype)
     with Ours(topology, options) as ours:
         ours.warm_up()
-        bare = _bare_row_steps(ours, options)
+        bare = ours.bare_row_steps(what="B7, bare loop")
         work = [_job(one, number, options) for number, one in enumerate(jobs)]
         _backlog(report, options, ours, _arrivals(jobs, work, 0.0, options), bare)
         rate = options.load * bare / statistics.mean(job.row_steps for job in work)
@@ -88,40 +86,13 @@ def _arrivals(jobs: Sequence[TraceJob], work: Sequence[Job], rate: float, option
     return made
 
 
-def _bare_row_steps(ours: Ours, options: Options) -> float:
-    """Rows times steps a second of a loop that does nothing but forwards, texts and times made before."""
-    unet, side = ours.engine.pipe.unet, options.side // 8
-
-    def timed(rows: int):
-        with torch.no_grad():
-            sample, text = (
-                torch.randn(rows, unet.config.in_channels, side, side),
-                torch.randn(rows, 77, unet.config.cross_attention_dim),
-            )
-            where = {"device": unet.device, "dtype": unet.dtype}
-            made = unet.time_states(torch.full((rows,), 500.0)), unet.text_keys_values(text.to(**where))
-        laid = sample.to(**where)
-
-        def forward() -> None:
-            with torch.no_grad():
-                unet(laid, *made)
-            if unet.device.type == "cuda":
-                torch.cuda.synchronize()
-
-        return lambda _: seconds(forward)
-
-    sizes = sorted({2, ours.engine.max_rows})
-    found = interleaved({str(rows): timed(rows) for rows in sizes}, 2 * options.repeat, what="B7, bare loop")
-    return max(int(rows) / statistics.median(values) for rows, values in found.items())
-
-
 def _backlog(report: Report, options: Options, ours: Ours, arrivals: list[Arrival], bare: float) -> None:
     table = Table(
         ("policy", "wall, s", "inside forwards", "row-steps/s", "of the bare loop", "rows a forward"), [], "Backlog"
     )
     done = serve(ours, arrivals, AsTheyCome, options, what="B7, backlog")
     made = sum(arrival.job.row_steps for arrival in arrivals) / done.wall
-    busy = sum(done.worked.values()) / done.wall
+    busy = done.computed / done.wall
     table.add(
         AsTheyCome.name,
         f"{done.wall:.1f}",
@@ -150,7 +121,7 @@ def _random(report: Report, options: Options, ours: Ours, arrivals: list[Arrival
     for name, done in served.items():
         waits = sorted(done.waits.values())
         p50, p95[name] = statistics.median(waits), waits[min(len(waits) - 1, int(0.95 * len(waits)))]
-        busy = percent(sum(done.worked.values()) / done.wall)
+        busy = percent(done.computed / done.wall)
         table.add(
             name, f"{p50:.2f}", f"{p95[name]:.2f}", f"{done.wall:.1f}", busy, f"{done.mean_rows:.1f}", gates[name].text
         )

@@ -33,13 +33,16 @@ class Arrival:
 
 @dataclass
 class Served:
-    """By job: seconds from its arrival to its picture in the store, and its latents. `worked`: device seconds by stage;
-    `wall`: from the first job that could be painted to the end of the last one's painting.
+    """By job: seconds from its arrival to its picture in the store, and its latents.
+
+    `worked`: device seconds by stage. `computed`: seconds inside forwards. `wall`: from the first job that could be
+    painted to the end of the last one's painting.
     """
 
     waits: dict[int, float] = field(default_factory=dict)
     latents: dict[int, Tensor] = field(default_factory=dict)
     worked: dict[str, float] = field(default_factory=dict)
+    computed: float = 0.0
     wall: float = 0.0
     mean_rows: float = 0.0
 
@@ -119,33 +122,27 @@ class StaticBatch:
     name = "static batch"
 
     def __init__(self, ours: Ours):
-        self.ours, self._waiting, self._closing = ours, [], False
-        self._work = threading.Condition()
-        self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
-        self._thread.start()
+        self.ours, self._waiting, self._lock = ours, [], threading.Lock()
+        self._turn = ThreadPoolExecutor(1)
 
     def ready(self, one: _Ready) -> None:
-        with self._work:
+        with self._lock:
             self._waiting.append(one)
             self._waiting.sort(key=lambda ready: ready.arrival.number)
-            self._work.notify()
+        self._turn.submit(self._serve)
 
     def close(self) -> None:
-        with self._work:
-            self._closing = True
-            self._work.notify()
-        self._thread.join()
+        self._turn.shutdown()
 
-    def _run(self) -> None:
-        while True:
-            with self._work:
-                self._work.wait_for(lambda: self._waiting or self._closing)
-                if not self._waiting:
-                    return
-                batch = self._batch()
-                self._waiting = [one for one in self._waiting if one not in batch]
-            for future in [one.submit(self.ours) for one in batch]:
-                future.exception(WAIT)
+    def _serve(self) -> None:
+        """Paint the next batch, if those that were ready are not painted all."""
+        with self._lock:
+            if not self._waiting:
+                return
+            batch = self._batch()
+            self._waiting = [one for one in self._waiting if one not in batch]
+        for future in [one.submit(self.ours) for one in batch]:
+            future.exception(WAIT)
 
     def _batch(self) -> list[_Ready]:
         first, *others = self._waiting
@@ -211,7 +208,7 @@ def serve(
         for future in futures:
             future.result(WAIT)
     order.close()
-    served.worked = dict(ours.worked_seconds)
+    served.worked, served.computed = dict(ours.worked_seconds), ours.computed_seconds
     served.wall = ours.last_worked - min(first_ready)
     served.mean_rows = sum(rows for rows, _ in ours.steps) / len(ours.steps)
     return served

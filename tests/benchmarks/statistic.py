@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+
 RESAMPLES = 2000
 
 
@@ -85,6 +87,18 @@ def seconds(do: Callable[[], object]) -> float:
     begin = time.perf_counter()
     do()
     return time.perf_counter() - begin
+
+
+def on_device(do: Callable[[], object], device: str) -> Callable[[int], float]:
+    """A contender: the seconds of `do`, without gradients, to the device's last kernel."""
+
+    def whole() -> None:
+        with torch.no_grad():
+            do()
+        if device.startswith("cuda"):
+            torch.cuda.synchronize()
+
+    return lambda _: seconds(whole)
 
 
 def interleaved(

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.benchmarks import (
+    farm_run,
     formats,
     limit,
     mixed_batch,
@@ -24,6 +25,7 @@ from tests.benchmarks.topologies import Topology
 from tests.benchmarks.work import Job, make_lora
 
 PROGRAMS = (new_lora, new_lora_jobs, tax, soak, formats, mixed_batch, replay, limit)
+FARM = pytest.param(farm_run, marks=pytest.mark.full)  # its processes alone take half a minute
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +39,7 @@ def toy(module) -> options.Options:
     return options.read(module.DEFAULTS, None, ["--quick", "--threads", "1"])[0]
 
 
-@pytest.mark.parametrize("module", PROGRAMS, ids=lambda module: module.__name__.rpartition(".")[2])
+@pytest.mark.parametrize("module", [*PROGRAMS, FARM], ids=lambda module: module.__name__.rpartition(".")[2])
 def test_it_runs_at_toy_size_and_its_outputs_are_equal(module):
     made = module.run(toy(module))
     assert made.shut == []
@@ -131,17 +133,17 @@ def test_the_document_says_what_was_found_failed_and_was_not_run():
         "| B1, full at 128 px, float32 | fast | 2× | NOT reached |",
         "| B1, full at 128 px, float32 | equal outputs | hotswap: differs | FAILED |",
         "| B4 | it runs | ended with 1 | FAILED |",
-        "B2, B3, B4, B5, B6, B7, B8: not run here.",
+        "B2, B3, B4, B5, B6, B7, B8, farm: not run here.",
         "On a CUDA device (`make bench-gpu`: B1, B2, B6, B8 at 512²): not run here.",
     ):
         assert line in text
-    assert {run.name for run in CPU} == {f"B{n}" for n in range(1, 9)} and {run.name for run in GPU} == {
+    assert {run.name for run in CPU} == {f"B{n}" for n in range(1, 9)} | {"farm"} and {run.name for run in GPU} == {
         "B1", "B2", "B6", "B8"
     }  # fmt: skip
 
 
 @pytest.mark.parametrize("run", [*CPU, *GPU], ids=lambda run: " ".join([run.module, *run.arguments]))
 def test_the_plans_arguments_are_understood(run):
-    module = next(one for one in PROGRAMS if one.__name__.endswith(f".{run.module}"))
+    module = next(one for one in (*PROGRAMS, farm_run) if one.__name__.endswith(f".{run.module}"))
     given, _, _ = options.read(module.DEFAULTS, None, list(run.arguments))
     assert given.side % 8 == 0 and given.device in ("cpu", "cuda")
