@@ -231,7 +231,7 @@ def test_weights_that_could_not_even_be_taken_back_are_written_at_the_next_swap(
         calls.append(name)
         if len(calls) > 3:
             raise MemoryError
-        write(self, name, terms)
+        return write(self, name, terms)
 
     monkeypatch.setattr(LoraMerger, "_write", failing)
     with pytest.raises(MemoryError):
@@ -247,6 +247,23 @@ def test_a_sum_beyond_float16_is_refused_where_asked_and_taken_back():
     with pytest.raises(LoraNonFinite, match="not finite"):
         bench.merger.set_adapters([(lora, 1e6, 1.0)], check_finite=True)
     assert same_bits(bench.bits(), bench.before) and bench.merger.fingerprint() == ""
+
+
+def test_a_finite_sum_is_accepted_though_its_numbers_do_not_add_up():
+    """Each number is within float32's range, and all together are beyond it."""
+    bench = Bench()
+    with torch.no_grad():
+        bench.weight(samples.LINEAR).fill_(3e38)
+    assert bench.merger.set_adapters([(bench.lora(1, names=(samples.LINEAR,)), 1.0, 1.0)], check_finite=True)
+
+
+def test_finiteness_is_looked_at_once_a_swap(monkeypatch):
+    """On a GPU every look waits for the device."""
+    bench, looks = Bench(), []
+    isfinite = Tensor.isfinite
+    monkeypatch.setattr(Tensor, "isfinite", lambda tensor: looks.append(tensor.numel()) or isfinite(tensor))
+    bench.merger.set_adapters([(bench.lora(1), 1.0, 1.0)], check_finite=True)
+    assert looks == [1]
 
 
 @pytest.mark.parametrize("strength", [float("nan"), float("inf")])

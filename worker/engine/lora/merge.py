@@ -5,7 +5,7 @@ W₀ + Σ sᵢ·ΔWᵢ from that copy, in float32, rounded once to the weight's 
 was (so pointers, views and CUDA graphs stay valid). Restoring is copying W₀ back, and so is exact by construction.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -34,6 +34,7 @@ class LoraMerger:
         self._stamps: dict[str, tuple[object, ...]] = {}
         self._terms: dict[str, Terms] = {}
         self._set: tuple[Adapter, ...] = ()
+        self._fingerprint = ""
         # Weights whose writing was cut off and could not be taken back: the next swap writes them whatever it is.
         self._unsure: set[str] = set()
 
@@ -57,31 +58,43 @@ class LoraMerger:
         `check_finite` `LoraNonFinite` if a sum leaves the range of the weights' dtype.
         """
         wanted = tuple(Adapter(*adapter) for adapter in adapters)
-        if not self._unsure and fingerprint(wanted) == fingerprint(self._set):
+        name = fingerprint(wanted)
+        if not self._unsure and name == self._fingerprint:
             return False
         terms = terms_of(wanted, self.table)
         changed = [
-            name
-            for name in self._modules
-            if name in self._unsure or _key(terms.get(name, ())) != _key(self._terms.get(name, ()))
+            target
+            for target in dict.fromkeys((*self._unsure, *self._terms, *terms))
+            if target in self._unsure or _key(terms.get(target, ())) != _key(self._terms.get(target, ()))
         ]
         self._check_untouched(changed)
+        self._replace(changed, terms, check_finite)
+        self._terms, self._set, self._fingerprint = terms, wanted, name
+        self._unsure.clear()
+        return True
+
+    @torch.no_grad()
+    def _replace(self, changed: Iterable[str], terms: Mapping[str, Terms], check_finite: bool) -> None:
         written: list[str] = []
+        sums: list[Tensor] = []
         try:
             for name in changed:
                 self._unsure.add(name)
                 written.append(name)
-                self._write(name, terms.get(name, ()))
-                if check_finite and not torch.isfinite(self._modules[name].weight).all():
-                    raise LoraNonFinite(f"{name}: the sum of weight and LoRA is not finite; lower its scale")
+                sums += self._write(name, terms.get(name, ()))
+            # One number stands for them all: whoever looks at a number waits for the device.
+            if check_finite and sums and not torch.stack(sums).sum().isfinite():
+                self._require_finite(written)
         except BaseException:
             for name in written:
                 self._write(name, self._terms.get(name, ()))
                 self._unsure.discard(name)
             raise
-        self._terms, self._set = terms, wanted
-        self._unsure.clear()
-        return True
+
+    def _require_finite(self, names: Iterable[str]) -> None:
+        for name in names:
+            if not self._modules[name].weight.isfinite().all():
+                raise LoraNonFinite(f"{name}: the sum of weight and LoRA is not finite; lower its scale")
 
     def restore(self) -> bool:
         """Take every LoRA out: the weights are bit-equal to those first seen. True if there was one."""
@@ -115,34 +128,39 @@ class LoraMerger:
                     raise RuntimeError(f"{name} was written or moved while a LoRA was merged into it; use `detached()`")
                 del self._pristine[name]
 
-    @torch.no_grad()
-    def _write(self, name: str, terms: Terms) -> None:
+    def _write(self, name: str, terms: Terms) -> list[Tensor]:
+        """As `_merge`, of which this is the part that remembers."""
         weight = self._modules[name].weight
         if name not in self._pristine:
             self._pristine[name] = weight.clone()
         try:
-            _merge(weight, self._pristine[name], terms)
+            return _merge(weight, self._pristine[name], terms)
         finally:
             self._stamps[name] = _stamp(weight)
 
 
-def _merge(weight: Tensor, base: Tensor, terms: Terms) -> None:
-    """weight ← base + Σ strength·ΔW, in place; in float32, or wider if the weight is."""
+def _merge(weight: Tensor, base: Tensor, terms: Terms) -> list[Tensor]:
+    """weight ← base + Σ strength·ΔW, in place; in float32, or wider if the weight is.
+
+    Sums of what was written, finite only if all of it is; none where the base is written as it was.
+    """
     exact = torch.promote_types(weight.dtype, torch.float32)
     if not terms:
         weight.copy_(base)
-    elif _rows(weight) is not None and all(isinstance(delta, LowRank) for delta, _ in terms):
-        _merge_low_rank(weight, base, terms, exact)
-    else:
-        origin = base.to(exact)
-        total = origin.clone()
-        for delta, strength in terms:
-            total += delta.change(origin, strength)
-        weight.copy_(total)
+        return []
+    rows = _rows(weight)
+    if rows is not None and all(isinstance(delta, LowRank) for delta, _ in terms):
+        return _merge_low_rank(rows, _rows(base), *_product(weight, terms, exact))
+    origin = base.to(exact)
+    total = origin.clone()
+    for delta, strength in terms:
+        total += delta.change(origin, strength)
+    weight.copy_(total)
+    return [weight.sum(dtype=exact)]
 
 
-def _merge_low_rank(weight: Tensor, base: Tensor, terms: Terms, exact: torch.dtype) -> None:
-    """The sum of LoRAs as one product, their factors side by side; there is never a ΔW in memory."""
+def _product(weight: Tensor, terms: Terms, exact: torch.dtype) -> tuple[Tensor, Tensor]:
+    """A sum of LoRAs as up [out, r] · down [r, rest], in the order in which `_rows` gives the weight."""
     ups, downs = [], []
     for delta, strength in terms:
         up, down = (factor.to(weight.device, exact) for factor in (delta.up, delta.down))
@@ -150,15 +168,24 @@ def _merge_low_rank(weight: Tensor, base: Tensor, terms: Terms, exact: torch.dty
             down = down.view(-1, *weight.shape[1:]).permute(0, 2, 3, 1).flatten(1)
         ups.append(up * (strength * delta.scale))
         downs.append(down)
-    up, down = torch.cat(ups, dim=1), torch.cat(downs)
-    out, origin = _rows(weight), _rows(base)
-    # A CPU is bound by memory here: what is done block by block is done in its cache. A GPU wants one launch.
-    block = len(out) if weight.device.type != "cpu" else max(1, _CACHED_VALUES // out.shape[1])
-    for rows in (slice(start, start + block) for start in range(0, len(out), block)):
-        if weight.dtype == exact:
-            torch.addmm(origin[rows], up[rows], down, out=out[rows])
+    return (ups[0], downs[0]) if len(terms) == 1 else (torch.cat(ups, dim=1), torch.cat(downs))
+
+
+def _merge_low_rank(weight: Tensor, base: Tensor, up: Tensor, down: Tensor) -> list[Tensor]:
+    """weight ← base + up·down, all of them [rows, columns]; there is never a ΔW in memory. Returns as `_merge`.
+
+    A CPU is bound by memory here: what is done, and summed, block by block is in its cache. A GPU wants one launch.
+    """
+    exact, sums = up.dtype, []
+    block = len(weight) if weight.device.type != "cpu" else max(1, _CACHED_VALUES // weight.shape[1])
+    for rows in (slice(start, start + block) for start in range(0, len(weight), block)):
+        out = weight[rows]
+        if out.dtype == exact:
+            torch.addmm(base[rows], up[rows], down, out=out)
         else:
-            out[rows].copy_(origin[rows].to(exact).addmm_(up[rows], down))
+            out.copy_(base[rows].to(exact).addmm_(up[rows], down))
+        sums.append(out.sum(dtype=exact))
+    return sums
 
 
 def _rows(weight: Tensor) -> Tensor | None:

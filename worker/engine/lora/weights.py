@@ -4,6 +4,7 @@ import dataclasses
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ class LoraWeights:
     fingerprint: str
     source: str = "the LoRA"
 
-    @property
+    @cached_property
     def components(self) -> frozenset[str]:
         """Which of "unet" and "text_encoder" it changes."""
         return frozenset(name.partition(".")[0] for name in self.deltas)
