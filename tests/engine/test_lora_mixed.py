@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tests.engine import lora_samples as samples
 from worker.engine.errors import InvalidParameter, LoraIncompatible
-from worker.engine.lora import Adapter, LoraMerger, LoraWeights, MixedLoras, read_lora
+from worker.engine.lora import Adapter, LoraMerger, LoraWeights, MixedLoras, mixed, read_lora
 from worker.engine.lora.deltas import Decomposed, Hadamard, Kronecker, LowRank
 from worker.engine.lora.low_rank import MOST_BY_IDENTITY, low_rank, rank_of
 from worker.engine.lora.products import Batched, Separate, bucket
@@ -218,6 +218,21 @@ def test_what_is_prepared_is_kept_while_the_rows_stay_the_same():
     assert bench.mixed.nbytes == one // 2  # nothing that is kept has b in it
     bench.mixed.forget()
     assert bench.mixed.nbytes == 0
+
+
+@torch.no_grad()
+def test_what_is_prepared_before_a_step_is_not_made_in_it(monkeypatch):
+    bench = Bench()
+    sets = [(Adapter(bench.lora(1)),)] * 2 + [(Adapter(bench.lora(2)),)]
+    expected = bench.side_by_side(sets)
+    bench.mixed.forget()
+    sample, times, context = bench.batch(3)
+    assert bench.mixed.prepare(sets)
+    assert not bench.mixed.prepare(sets)
+    with bench.mixed.rows(sets):
+        times, texts = bench.unet.time_states(times), bench.unet.text_keys_values(context)
+        monkeypatch.setattr(mixed, "product_of", lambda *_: pytest.fail("made in the step"))
+        assert samples.relative(bench.unet(sample, times, texts), expected) <= 1e-6
 
 
 @pytest.mark.parametrize("sides", [((0, 2), (2, 4), (4, 8)), ((0, 1), (1, 3)), ((2, 4), (6, 8))])

@@ -4,7 +4,7 @@ Requests at different timesteps, with different schedulers, guidance scales and 
 without guidance adds no unconditional row to it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -52,6 +52,12 @@ def halves(request: Request, positive: torch.Tensor, negative: torch.Tensor | No
     return torch.cat([negative, positive]) if request.guided else positive
 
 
+def parts(rows: int, most_rows: int | None) -> Iterator[slice]:
+    """The forwards that a batch is made in, each of at most `most_rows` rows (None: all)."""
+    step = most_rows or rows
+    return (slice(begin, begin + step) for begin in range(0, rows, step))
+
+
 def predict(
     unet: UNet,
     requests: Sequence[Request],
@@ -73,8 +79,7 @@ def predict(
     sample = torch.cat(samples)
     timestep, texts, condition = (*conditions, None) if conditions else _conditions(requests, samples)
     made = []
-    for begin in range(0, len(sample), most_rows or len(sample)):
-        part = slice(begin, begin + (most_rows or len(sample)))
+    for part in parts(len(sample), most_rows):
         with rows(part):
             made.append(
                 unet(
@@ -87,8 +92,8 @@ def predict(
                 )
             )
     output = torch.cat(made) if len(made) > 1 else made[0]
-    parts = output.split([len(sample) for sample in samples])
-    return [_guided(request, part) for request, part in zip(requests, parts, strict=True)]
+    shares = output.split([len(sample) for sample in samples])
+    return [_guided(request, share) for request, share in zip(requests, shares, strict=True)]
 
 
 def _conditions(

@@ -276,7 +276,10 @@ class InpaintEngine:
     def _predicted(self, turn: Turn) -> list[torch.Tensor]:
         tickets = turn.tickets
         requests = [ticket.request for ticket in tickets]
-        with self._turns.acting(turn) as rows, self._watch.of("denoise", tickets, self._work_of(tickets)):
+        with (
+            self._turns.acting(turn, self._limit.rows) as rows,
+            self._watch.of("denoise", tickets, self._work_of(tickets)),
+        ):
             unet = self.pipe.unet if self._sliced else self._turns.network(turn)
             return predict(unet, requests, self._channels, self._limit.rows, rows, self._conditions(tickets))
 
@@ -295,6 +298,7 @@ class InpaintEngine:
         """Take fewer rows at once from now on, and for one row less memory: the step is made again."""
         for ticket in group:
             ticket.note(SMALLER)
+        self._turns.forget()  # which made room on the device for batches that it does not hold
         if self._limit.too_much(self._work_of(group).rows):
             return
         if self._sliced:

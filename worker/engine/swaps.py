@@ -51,6 +51,7 @@ class Swaps:
         self.packed: PackedConvolutions | None = None
         """Where convolutions are laid out for the CPU, what changed is laid out anew, as a part of the swap."""
         self._unet: Set = ()
+        self._name = key_of(self._unet)
         self._text: Set = ()
 
     def unet(self, loras: Set) -> float:
@@ -69,17 +70,25 @@ class Swaps:
     @property
     def merged(self) -> str:
         """The name of `unet_set`."""
-        return key_of(self._unet)
+        return self._name
+
+    def seconds_of(self, change: Callable[[], bool]) -> float:
+        """What `change` took, to the device's last kernel; 0 where it says that there was nothing to be done."""
+        begin = time.monotonic()
+        if not change():
+            return 0.0
+        self._synchronize()
+        return time.monotonic() - begin
 
     def _change(self, unet: Set, text: Set) -> float:
-        begin = time.monotonic()
-        if not self.merger.set_adapters((*unet, *text), check_finite=True):
-            self._unet, self._text = unet, text
-            return 0.0
-        if self.packed is not None:
-            self.packed.refresh()
-        self._synchronize()
-        self._unet, self._text = unet, text
-        seconds = time.monotonic() - begin
-        self._swapped()
+        seconds = self.seconds_of(lambda: self._merged((*unet, *text)))
+        self._unet, self._text, self._name = unet, text, key_of(unet)
+        if seconds:
+            self._swapped()
         return seconds
+
+    def _merged(self, loras: Set) -> bool:
+        changed = self.merger.set_adapters(loras, check_finite=True)
+        if changed and self.packed is not None:
+            self.packed.refresh()
+        return changed

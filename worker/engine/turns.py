@@ -5,12 +5,13 @@ What each way costs was measured (`measure`); until it was, sets take turns and 
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import NamedTuple
 
 from torch import nn
 
 from worker.engine.compiled import CompiledUNet, CompileMode
-from worker.engine.denoise import Rows, all_alike, halves
+from worker.engine.denoise import Rows, all_alike, halves, parts
 from worker.engine.lora.choice import Choice, Costs, Demand, choose
 from worker.engine.lora.measure import forward_of, measure
 from worker.engine.lora.mixed import MixedLoras
@@ -100,16 +101,22 @@ class Turns:
         return Turn(phase.mode, tuple(active[i] for i in phase.members))
 
     @contextmanager
-    def acting(self, turn: Turn) -> Iterator[Rows]:
-        """Within, the turn's LoRAs act on its rows, and what its texts and times come to under them is made."""
+    def acting(self, turn: Turn, most_rows: int | None = None) -> Iterator[Rows]:
+        """Within, the turn's LoRAs act on its rows, and what its texts and times come to under them is made.
+
+        `most_rows`: of a forward (None: all).
+        """
         if turn.mode == "merged":
             self._note(turn, self._swaps.unet(turn.tickets[0].loras.unet))
             self._condition(turn, lambda ticket, rows: nullcontext())
             yield all_alike
         else:
-            self._note(turn, self._swaps.unet(()))
-            self._condition(turn, lambda ticket, rows: self._mixed.rows([ticket.loras.unet] * rows))
             sets = [ticket.loras.unet for ticket in turn.tickets for _ in range(ticket.rows)]
+            seconds = self._swaps.unet(())
+            for part in parts(len(sets), most_rows):
+                seconds += self._swaps.seconds_of(partial(self._mixed.prepare, sets[part]))
+            self._note(turn, seconds)
+            self._condition(turn, lambda ticket, rows: self._mixed.rows([ticket.loras.unet] * rows))
             yield lambda part: self._mixed.rows(sets[part])
 
     def forget(self) -> None:

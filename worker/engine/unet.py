@@ -3,7 +3,7 @@
 The architecture is the table in `unet_spec`; state-dict names are diffusers'.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -97,6 +97,13 @@ class UNet2DConditionModel(ImagePrompts, AttentionSettings, Model):
         none = encoder_hidden_states.new_empty(len(encoder_hidden_states), 0)  # where there is no such layer
         values = torch.cat([none, *(part.flatten(1) for pair in pairs for part in pair)], dim=1)
         return KeysValues(values, tuple(key.shape[2] for key, _ in pairs), encoder_hidden_states.shape[1])
+
+    def conditioning_layers(self) -> Iterator[nn.Module]:
+        """Every module that `time_states` and `text_keys_values` call, and `forward` with what they made does not."""
+        yield from self.time_embedding.modules()
+        yield from (block.time_emb_proj for block in self._residual_blocks())
+        for layer in self._cross_attention_layers():
+            yield from (layer.to_k, layer.to_v)
 
     def embed_time(self, times: Tensor, condition: Tensor | None, dtype: torch.dtype) -> Tensor:
         """`times` [T] → [T, time_width], activated: what every residual block adds a projection of."""

@@ -6,10 +6,10 @@ halves of guidance, several pictures of one prompt) share its factors; a layer t
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 from weakref import WeakValueDictionary
 
 import torch
@@ -21,6 +21,9 @@ from worker.engine.lora.products import Factors, Layer, Product, Run, product_of
 from worker.engine.lora.sets import Adapter, Terms, fingerprint, terms_of
 from worker.engine.lora.targets import TargetTable, named_targets
 
+if TYPE_CHECKING:  # which reads weights files, as does this package
+    from worker.engine.unet import UNet2DConditionModel
+
 LoraSet: TypeAlias = tuple[Adapter, ...]
 
 # Arrangements of rows whose products are kept: forwards of several shapes, and of texts and times, take turns.
@@ -30,10 +33,12 @@ _REMEMBERED = 8
 class MixedLoras:
     """The UNet of which rows may have LoRA sets of their own. Not safe for two threads at once."""
 
-    def __init__(self, unet: nn.Module, table: TargetTable | None = None):
+    def __init__(self, unet: "UNet2DConditionModel", table: TargetTable | None = None):
         """`table`: that of the LoRAs' reader, if it is at hand; else the UNet's own is made."""
         self.table = TargetTable.of(unet) if table is None else table
         self._layers: dict[str, Layer] = dict(named_targets(unet, None))
+        self._beforehand = frozenset(unet.conditioning_layers())
+        self._values = sum(layer.weight.numel() for layer in self._layers.values())
         self._plans: OrderedDict[tuple[str, ...], _Plan] = OrderedDict()
         self._sets: WeakValueDictionary[str, _PreparedSet] = WeakValueDictionary()
         self._active = False
@@ -53,7 +58,7 @@ class MixedLoras:
         terms = terms_of(adapters, self.table, "unet")
         ranks = (sum(rank_of(delta) or min(delta.shape[:2]) for delta, _ in layer) for layer in terms.values())
         touched = sum(self._layers[name].weight.numel() for name in terms)
-        return max(ranks, default=0), touched / sum(layer.weight.numel() for layer in self._layers.values())
+        return max(ranks, default=0), touched / self._values
 
     @contextmanager
     def rows(self, sets: Sequence[Sequence[Adapter]]) -> Iterator[None]:
@@ -76,6 +81,14 @@ class MixedLoras:
                 hook.remove()
             self._active = False
 
+    def prepare(self, sets: Sequence[Sequence[Adapter]]) -> bool:
+        """Lay out beforehand what a forward within `rows(sets)` adds with; False if it was so already.
+
+        Keys, values and time embeddings are not its business: they are made once, before the steps (`conditions`).
+        Raises as `rows` does.
+        """
+        return self._plan([tuple(adapters) for adapters in sets]).prepare(self._beforehand)
+
     def forget(self) -> None:
         """Free what is prepared; the next `rows` prepares it anew. To be called when the UNet was moved or cast."""
         self._plans.clear()
@@ -86,7 +99,9 @@ class MixedLoras:
         return sum(prepared.nbytes for prepared in list(self._sets.values()))
 
     def _plan(self, sets: list[LoraSet]) -> "_Plan":
-        key = tuple(fingerprint(adapters, "unet") for adapters in sets)
+        distinct = {id(adapters): adapters for adapters in sets}  # a call's rows have one and the same
+        names = {each: fingerprint(adapters, "unet") for each, adapters in distinct.items()}
+        key = tuple(names[id(adapters)] for adapters in sets)
         if key not in self._plans:
             runs, start = [], 0
             for name, same in groupby(zip(key, sets, strict=True), key=lambda row: row[0]):
@@ -101,14 +116,14 @@ class MixedLoras:
         return self._plans[key]
 
     def _prepared(self, name: str, adapters: LoraSet) -> "_PreparedSet":
-        if name not in self._sets:
-            if not self.mixable(adapters):
-                sources = ", ".join(adapter.lora.source for adapter in adapters)
-                raise InvalidParameter("sets", f"has one that can only be merged, of {sources}: merge it")
-            terms = terms_of(adapters, self.table, "unet")
-            self._sets[name] = prepared = _PreparedSet({self._layers[target]: t for target, t in terms.items()})
-            return prepared
-        return self._sets[name]
+        if (known := self._sets.get(name)) is not None:
+            return known
+        if not self.mixable(adapters):
+            sources = ", ".join(adapter.lora.source for adapter in adapters)
+            raise InvalidParameter("sets", f"has one that can only be merged, of {sources}: merge it")
+        terms = terms_of(adapters, self.table, "unet")
+        self._sets[name] = made = _PreparedSet({self._layers[target]: t for target, t in terms.items()})
+        return made
 
 
 class _PreparedSet:
@@ -135,6 +150,16 @@ class _Plan:
         self.runs, self.rows = runs, rows
         self.layers = list(dict.fromkeys(layer for _, _, prepared in runs for layer in prepared.terms))
         self._products: dict[Layer, Product] = {}
+        self._prepared = False
+
+    @torch.no_grad()
+    def prepare(self, but_for: Collection[nn.Module]) -> bool:
+        """Make the products of all layers `but_for` these; False if they were made before."""
+        if self._prepared:
+            return False
+        self._products |= {layer: self._product(layer) for layer in self.layers if layer not in but_for}
+        self._prepared = True
+        return True
 
     @torch.no_grad()
     def add_to(self, layer: Layer, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -142,6 +167,9 @@ class _Plan:
         if len(output) != self.rows:
             raise InvalidParameter("sets", f"has {self.rows} entries for a batch of {len(output)} rows: give one each")
         if layer not in self._products:
-            runs = [Run(start, stop, p.factors(layer)) for start, stop, p in self.runs if layer in p.terms]
-            self._products[layer] = product_of(layer, runs, self.rows)
+            self._products[layer] = self._product(layer)
         self._products[layer](inputs[0], output)
+
+    def _product(self, layer: Layer) -> Product:
+        runs = [Run(start, stop, p.factors(layer)) for start, stop, p in self.runs if layer in p.terms]
+        return product_of(layer, runs, self.rows)

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from worker.engine.lora.deltas import LowRank
 from worker.engine.lora.low_rank import low_rank
 from worker.engine.lora.sets import Terms
 
@@ -42,12 +43,12 @@ class Factors(NamedTuple):
         Anywhere but on a CPU at a rank of `BUCKETS`: kernels want multiples of eight, and stacks want equal ranks.
         """
         weight = layer.weight
-        parts = [(low_rank(delta), strength) for delta, strength in terms]
-        up = torch.cat([part.up.float() * (strength * part.scale) for part, strength in parts], dim=1)
-        down = torch.cat([part.down.float() for part, _ in parts]).view(-1, *weight.shape[1:])
+        ups, downs = zip(*(_scaled(low_rank(delta), strength, weight) for delta, strength in terms), strict=True)
+        up, down = (ups[0], downs[0]) if len(terms) == 1 else (torch.cat(ups, dim=1), torch.cat(downs))
+        down = down.view(-1, *weight.shape[1:])
         if weight.dim() == 4 and not weight.is_contiguous():
             down = down.contiguous(memory_format=torch.channels_last)
-        factors = cls(down.to(weight.device, weight.dtype), up.to(weight.device, weight.dtype))
+        factors = cls(down, up)
         return factors if weight.device.type == "cpu" else factors.padded(bucket(factors.rank))
 
     @property
@@ -130,6 +131,13 @@ class Batched:
         hidden = _convolved(self.layer, grouped, self.down, self.groups)
         hidden = hidden.unflatten(1, (self.groups, -1)).transpose(0, 1).flatten(0, 1).flatten(2)
         y.view(*y.shape[:2], -1).baddbmm_(self.up, hidden)
+
+
+def _scaled(delta: LowRank, strength: float, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """B times all that scales it, rounded once, and A, both as the weight is. What is so already is not copied."""
+    up, down = delta.up.to(weight.device), delta.down.to(weight.device)
+    exact = torch.promote_types(up.dtype, weight.dtype)
+    return (up.to(exact) * (strength * delta.scale)).to(weight.dtype), down.to(weight.dtype)
 
 
 def _convolved(layer: nn.Conv2d, x: Tensor, down: Tensor, groups: int = 1) -> Tensor:
