@@ -72,7 +72,7 @@ def test_rows_of_many_requests_are_put_together():
     states = ours.time_states(schedule)
     texts = ours.text_keys_values(given["encoder_hidden_states"])
     assert len(states) == 3
-    assert states.nbytes == 3 * 4 * sum(states.widths)
+    assert states.values.shape == (3, sum(states.widths))
     # a request of two rows at its step 1, one of three at its step 2; each row has a text of its own
     time = TimeStates.cat([states.rows(slice(1, 2)).repeated(2), states.rows(slice(2, 3)).repeated(3)])
     text = KeysValues.cat([texts.rows(slice(0, 2)), texts.rows(slice(2, None))])

@@ -40,10 +40,6 @@ class _Rows:
             raise InvalidParameter("parts", "must be of one model, and of texts of one length")
         return parts[0] if len(parts) == 1 else replace(parts[0], values=torch.cat([part.values for part in parts]))
 
-    @property
-    def nbytes(self) -> int:
-        return self.values.nbytes
-
 
 @dataclass(frozen=True)
 class TimeStates(_Rows):

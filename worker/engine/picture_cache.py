@@ -21,7 +21,6 @@ class PictureCache:
         self._vae, self._max_bytes = vae, max_bytes
         self._kept: OrderedDict[bytes, DiagonalGaussian] = OrderedDict()
         self._bytes = 0
-        self.hits = self.misses = 0
 
     @property
     def config(self) -> Any:
@@ -31,10 +30,8 @@ class PictureCache:
         """As the VAE's, of one picture ``[1, 3, H, W]``."""
         key = _digest(picture)
         if key in self._kept:
-            self.hits += 1
             self._kept.move_to_end(key)
             return self._kept[key]
-        self.misses += 1
         made = self._vae.encode(picture)
         self._kept[key] = made
         self._bytes += made.moments.nbytes

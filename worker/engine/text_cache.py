@@ -18,7 +18,6 @@ class TextCache:
     def __init__(self, tokenizer: Any, text_encoder: Any, *, entries: int = 512):
         self._tokenizer, self._text_encoder, self._entries = tokenizer, text_encoder, entries
         self._kept: OrderedDict[Hashable, torch.Tensor] = OrderedDict()
-        self.hits = self.misses = 0
 
     def texts(self, call: Call, guided: bool, weights: Hashable, encoding: Callable[[], Any]) -> Texts | None:
         """(positive, negative) of a call with one prompt, ``[N, L, D]`` each; None for a call that brings embeddings.
@@ -31,7 +30,6 @@ class TextCache:
         wanted = [(call.prompt, call.clip_skip)] + [(call.negative_prompt or "", None)] * guided
         keys = [(text, clip_skip or 0, weights) for text, clip_skip in wanted]
         missing = [key for key in dict.fromkeys(keys) if key not in self._kept]
-        self.hits, self.misses = self.hits + len(keys) - len(missing), self.misses + len(missing)
         if missing:
             with encoding():
                 for key in missing:
