@@ -8,12 +8,14 @@ import pytest
 from producer import demo
 from producer.embedded import EmbeddedFarm
 
+JAX = {"FARM_BACKEND": "jax", "FARM_SIZE_BUCKETS": '["128x128"]'}  # each size takes a minute to compile on a CPU
+
 
 @pytest.mark.full
-@pytest.mark.timeout(1200)  # four sizes are compiled, with guidance and without
+@pytest.mark.timeout(1200)
 def test_the_demos_jobs_succeed_with_the_jax_back_end(tmp_path, monkeypatch, capsys):
     environment = demo._environment
-    monkeypatch.setattr(demo, "_environment", lambda *args: {**environment(*args), "FARM_BACKEND": "jax"})
+    monkeypatch.setattr(demo, "_environment", lambda *args: {**environment(*args), **JAX})
     monkeypatch.setattr(EmbeddedFarm, "wait_ready", partialmethod(EmbeddedFarm.wait_ready, timeout=900.0))
     assert demo.run_demo(tmp_path / "out", jobs=24) == 0, capsys.readouterr().out
     results = [json.loads(line) for line in (tmp_path / "out" / "results.ndjson").read_text().splitlines()]

@@ -14,12 +14,13 @@ from tests.engine import tiny_checkpoints
 from worker.demo.shipped import copy_model
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.full  # compiling a UNet takes tens of seconds
+# Compiling a UNet takes tens of seconds, and minutes where others have the cores.
+pytestmark = [pytest.mark.full, pytest.mark.timeout(1000)]
 
 
 def run(module: str, *arguments: object) -> str:
     command = [sys.executable, "-m", f"tests.engine_jax.{module}", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=280)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=900)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -33,16 +34,10 @@ def judge(found: dict, kinds: int) -> None:
     assert found["compiled"] == [0] * (2 * kinds + 1)
 
 
-def test_a_batch_over_four_devices_is_the_torch_engines(tmp_path):
+def test_a_batch_over_four_devices_is_the_torch_engines_with_guidance_and_without(tmp_path):
     lora = tmp_path / "lora.safetensors"
     save_file({name: t.contiguous() for name, t in tiny_checkpoints.lora("inpaint").items()}, lora)
-    judge(json.loads(run("sharded", tiny_checkpoints.folder("inpaint"), 64, lora, 5.0).splitlines()[-1]), kinds=1)
-
-
-def test_so_is_one_of_the_demo_model_with_guidance_and_without(tmp_path):
-    copy_model(tmp_path)
-    lora = tmp_path / "loras" / "polka.safetensors"
-    judge(json.loads(run("sharded", tmp_path / "checkpoint", 128, lora, 5.0, 1.0).splitlines()[-1]), kinds=2)
+    judge(json.loads(run("sharded", tiny_checkpoints.folder("inpaint"), 64, lora, 5.0, 1.0).splitlines()[-1]), kinds=2)
 
 
 def test_the_documentations_example_runs(tmp_path):
