@@ -306,8 +306,8 @@ def _ask(request: RenderRequest) -> None:
 
 def _require_meant(settings: Settings) -> None:
     """Raise Misconfigured for a setting that is set and means nothing here."""
-    unset = {"device": "auto", "max_batch_rows": 0}
-    instead = {"device": "set JAX_PLATFORMS instead"}
+    unset = {"device": "auto", "max_batch_rows": 0, "compile": "off", "vram_budget": 0}
+    instead = {"device": "set JAX_PLATFORMS instead", "vram_budget": "set XLA_PYTHON_CLIENT_MEM_FRACTION instead"}
     for name, default in unset.items():
         if getattr(settings, name) != default:
             raise Misconfigured(

@@ -57,6 +57,8 @@ def test_a_job_that_is_to_give_way_begins_nothing(renderer):
     [
         ({"device": "cuda"}, "FARM_DEVICE"),
         ({"max_batch_rows": 4}, "FARM_MAX_BATCH_ROWS"),
+        ({"compile": "default"}, "FARM_COMPILE"),
+        ({"vram_budget": 10**9}, "FARM_VRAM_BUDGET"),
         ({"dtype": "int8"}, "FARM_DTYPE"),
         ({"model_path": None}, "FARM_MODEL_PATH"),
     ],
