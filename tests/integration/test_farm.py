@@ -207,7 +207,7 @@ def test_sigterm_finishes_the_job_in_hand(fragile):
     assert handle.peek().status is JobState.SUCCEEDED
 
 
-@pytest.mark.parametrize("scheduler", ["ddim", "ddpm"])
+@pytest.mark.parametrize("scheduler", [pytest.param("ddim", marks=pytest.mark.full), "ddpm"])  # ddpm draws noise, too
 def test_a_preempted_job_goes_on_at_its_step_to_the_same_bits(model, tmp_path, scheduler):
     environment = {**ENVIRONMENT, "FARM_DRAIN_SECONDS": "0", "FARM_LEASE_SECONDS": "30"}
     with EmbeddedFarm(tmp_path, model_path=model / "checkpoint", environment=environment) as farm:

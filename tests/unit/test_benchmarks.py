@@ -25,7 +25,9 @@ from tests.benchmarks.topologies import Topology
 from tests.benchmarks.work import Job, make_lora
 
 PROGRAMS = (new_lora, new_lora_jobs, tax, soak, formats, mixed_batch, replay, limit)
-FARM = pytest.param(farm_run, marks=pytest.mark.full)  # its processes alone take half a minute
+# farm_run's processes alone take half a minute; what the others walk, the engine's tests and the gate below walk, too.
+LONG = (farm_run, new_lora, new_lora_jobs, soak)
+RUNS = [pytest.param(one, marks=pytest.mark.full) if one in LONG else one for one in (*PROGRAMS, farm_run)]
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +41,7 @@ def toy(module) -> options.Options:
     return options.read(module.DEFAULTS, None, ["--quick", "--threads", "1"])[0]
 
 
-@pytest.mark.parametrize("module", [*PROGRAMS, FARM], ids=lambda module: module.__name__.rpartition(".")[2])
+@pytest.mark.parametrize("module", RUNS, ids=lambda module: module.__name__.rpartition(".")[2])
 def test_it_runs_at_toy_size_and_its_outputs_are_equal(module):
     made = module.run(toy(module))
     assert made.shut == []
