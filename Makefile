@@ -25,14 +25,19 @@ demo: $(VENV)/.demo
 # many short ones of unit, so that neither process waits for the other at the end.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
+# JAX takes over a part of torch in its process: nothing compiles or forks beside it.
+APART := tests/engine_jax
+
 test: $(VENV)/.dev lint
-	$(PYTEST) -m "not full and not gpu"
+	$(PYTEST) --ignore $(APART) -m "not full and not gpu"
+	$(PYTEST) $(APART) -m "not full and not gpu"
 
 test-full: $(VENV)/.dev lint
-	$(PYTEST) -m "not gpu"
+	$(PYTEST) --ignore $(APART) -m "not gpu"
+	$(PYTEST) $(APART) -m "not gpu"
 
 test-gpu: $(VENV)/.dev
-	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python -m pytest --ignore $(APART) -m gpu
 
 SECONDS ?= 600
 SEED ?= 1
