@@ -58,8 +58,8 @@ class AsyncBatchHandle:
     def follow(self, *, ordered: bool = True, skip: int = 0, timeout: float | None = None) -> AsyncIterator[JobResult]:
         return _stepped(lambda: self.sync.follow(ordered=ordered, skip=skip, timeout=timeout))
 
-    async def cancel(self) -> None:
-        await asyncio.to_thread(self.sync.cancel)
+    async def cancel(self) -> bool:
+        return await asyncio.to_thread(self.sync.cancel)
 
 
 class AsyncClient:

@@ -123,14 +123,20 @@ class BatchHandle:
     def resume(self) -> None:
         self._known(self._batches.pause(self.tenant, self.id, paused=False))
 
-    def cancel(self) -> None:
-        """Render nothing more of it: every job that has not ended ends `canceled`, running ones at their next step."""
+    def cancel(self) -> bool:
+        """Render nothing more of it: every job that has not ended ends `canceled`, running ones at their next step.
+
+        False if there is nothing to cancel: every job has ended, and may be retried later as before.
+        """
+        if self._summed_up(self._shelf.retry_count(self.tenant, self.id)) is not None:
+            return False
         body = json.dumps({"canceled_at": datetime.now(UTC).isoformat()}).encode()
         uri = keys.batch_canceled(self._shelf.root, self.tenant, self.id)
         with suppress(ObjectExists):
             self._shelf.store.put(uri, body, content_type="application/json", create_only=True)
         self._batches.pause(self.tenant, self.id, paused=False)
         self._batches.cancel(self.id)
+        return True
 
     def retry_failed(self, *, codes: frozenset[str] | None = None) -> int:
         """Give every failed job (with one of `codes`) another generation; how many. The old results stay."""

@@ -19,9 +19,9 @@ def cancel(target: str, tenant: str, as_json: bool) -> None:
         state = handle.cancel().value
         tell({"address": handle.address, "status": state}, f"{handle.address}: {state}", as_json=as_json)
         return
-    handle.cancel()
-    words = f"{handle.id}: canceled; jobs that have not ended end so as workers come to them"
-    tell({"batch_id": handle.id, "canceled": True}, words, as_json=as_json)
+    canceled = handle.cancel()
+    words = "canceled; jobs that have not ended end so as workers come to them" if canceled else "over already"
+    tell({"batch_id": handle.id, "canceled": canceled}, f"{handle.id}: {words}", as_json=as_json)
 
 
 COMMAND = cancel

@@ -168,6 +168,16 @@ def test_of_a_canceled_batch_nothing_more_is_rendered(works):
     assert {result.error.code for result in batch.results() if result.error} == {"Canceled"}
 
 
+def test_a_batch_that_is_over_is_not_marked_canceled_so_that_it_can_be_retried(works):
+    batch = works.client.submit_batch(works.jobs(3))
+    works.painter.before = lambda request: (_ for _ in ()).throw(KeyError("x"))
+    works.work_off(batch)
+    assert not batch.cancel() and not batch.status().canceled
+    assert batch.retry_failed() == 3
+    works.painter.before = lambda request: None
+    assert works.work_off(batch).counts == {JobState.SUCCEEDED: 3}
+
+
 def test_a_batch_that_was_canceled_while_the_index_was_lost_stays_canceled(works):
     batch = works.client.submit_batch(works.jobs(6))
     works.ledger._redis.flushall()
