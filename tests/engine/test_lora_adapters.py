@@ -294,16 +294,6 @@ def test_the_calls_scale_does_not_reach_fused_adapters(pair):
         assert_equal(*pair, 0.3)
 
 
-def test_only_what_is_fused_is_there_to_be_saved(pair):
-    ours = pair[0]
-    two(pair)
-    ours.lora.fuse_lora(["unet"], adapter_names=["a"])
-    with ours.lora.fused_only():
-        fused = ours.outputs()
-    assert not torch.equal(fused[0], ours.base[0]) and torch.equal(fused[1], ours.base[1])
-    assert not torch.equal(ours.outputs()[1], ours.base[1])
-
-
 def test_safe_fusing_refuses_a_sum_that_is_not_finite(pair):
     ours = pair[0]
     ours.lora.load_lora_weights(samples.simple_lora(1))

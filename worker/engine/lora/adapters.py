@@ -215,15 +215,6 @@ class LoraAdapters:
         finally:
             self.merger.set_adapters(self._state.adapters(1.0))
 
-    @contextmanager
-    def fused_only(self) -> Iterator[None]:
-        """Within, nothing acts but what is fused: the weights that a saved checkpoint holds."""
-        self.merger.set_adapters(replace(self._state, active=dict.fromkeys(COMPONENTS, ())).adapters(1.0))
-        try:
-            yield
-        finally:
-            self.merger.set_adapters(self._state.adapters(1.0))
-
     def detached(self) -> AbstractContextManager[None]:
         """Within, the models hold their base weights and may be moved or cast; see `LoraMerger.detached`."""
         return self.merger.detached()
