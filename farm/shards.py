@@ -68,21 +68,27 @@ def shards_of(jobs: Iterable[InpaintJob], line_of: Callable[[InpaintJob], bytes]
     Memory does not grow with the jobs: what is kept of one that has gone by is its name's hash, in a file if need be.
     """
     lines: list[bytes] = []
+    names: list[str] = []
     size = number = priority = 0
-    with closing(Distinct()) as names:
+
+    def shard(seen: Distinct) -> Shard:
+        if (twice := seen.again(names)) is not None:
+            raise InvalidParameter("custom_id", f"{twice!r} comes twice in this batch; name every job once")
+        return Shard(number, b"".join(lines), len(lines), priority)
+
+    with closing(Distinct()) as seen:
         for job in jobs:
-            if not names.add(job.custom_id):
-                raise InvalidParameter("custom_id", f"{job.custom_id!r} comes twice in this batch; name every job once")
             line = line_of(job)
             if lines and (len(lines) == MAX_JOBS or size + len(line) > MAX_BYTES):
-                yield Shard(number, b"".join(lines), len(lines), priority)
-                lines, size, number = [], 0, number + 1
+                yield shard(seen)
+                lines, names, size, number = [], [], 0, number + 1
             if not lines:
                 priority = job.priority
             lines.append(line)
+            names.append(job.custom_id)
             size += len(line)
-    if lines:
-        yield Shard(number, b"".join(lines), len(lines), priority)
+        if lines:
+            yield shard(seen)
 
 
 def refs_in(
