@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from hashlib import sha256
 
 from farm import keys
 from farm.config import Settings
 from farm.errors import InputChanged, InputNotFound, ObjectExists, OutputExists
 from farm.ledger import JobRef
-from farm.schemas import InpaintJob
+from farm.schemas import InpaintJob, JobResult
+from farm.shards import MAX_RESULT_BYTES
 from farm.storage import ObjectStore, shown
 from worker import images
 from worker.lease import JobLease
@@ -22,14 +24,27 @@ class Outputs:
         self._settings, self._store = settings, store
 
     def there(self, ref: JobRef, job: InpaintJob) -> str:
-        """The first output's address if all are there and none is of an earlier attempt of this job; else ""."""
+        """The first output's address if all are there to stay and none is of an earlier attempt of this job; else "".
+
+        What another job wrote stays if its result names it; if not, it is that job's to go on with, or to be collected.
+        """
         places = range(job.num_images_per_prompt)
         uris = [keys.output(self._settings.store, job, ref.batch_id, place, ref.generation) for place in places]
         try:
-            own = [self._store.head(uri).metadata.get("job") == ref.job_id for uri in uris]
+            stay = all(self._stays(ref, uri, self._store.head(uri).metadata) for uri in uris)
         except InputNotFound:
             return ""
-        return "" if any(own) else shown(uris[0])
+        return shown(uris[0]) if stay else ""
+
+    def _stays(self, ref: JobRef, uri: str, told: Mapping[str, str]) -> bool:
+        if "batch" not in told:  # no farm's
+            return True
+        if told["job"] == ref.job_id:
+            return False
+        root, generation = self._settings.store, int(told["generation"])
+        writer = keys.result(root, told["tenant"], told["batch"], told["job"], generation)
+        result = JobResult.from_json(self._store.get(writer, max_bytes=MAX_RESULT_BYTES).data)
+        return uri in {output.uri for output in result.outputs}
 
     def write(self, attempt: Attempt, job: InpaintJob, index: int, data: bytes, lease: JobLease) -> tuple[str, bytes]:
         """Create an output once. Bytes that an earlier attempt of this very job left there are adopted, if it was given
@@ -37,7 +52,9 @@ class Outputs:
         uri = keys.output(self._settings.store, job, attempt.ref.batch_id, index, attempt.ref.generation)
         generation = str(attempt.ref.generation)
         given = _given(attempt)
-        metadata = {"job": attempt.ref.job_id, "generation": generation, "sha256": sha256(data).hexdigest(), **given}
+        ref, digest = attempt.ref, sha256(data).hexdigest()
+        whose = {"tenant": ref.tenant, "batch": ref.batch_id, "job": ref.job_id, "generation": generation}
+        metadata = {**whose, "sha256": digest, **given}
         try:
             self._store.put(
                 uri,

@@ -24,6 +24,7 @@ from farm.errors import (
     DeadlineExceeded,
     EmbeddingInvalid,
     FarmError,
+    OutputExists,
     QueueForbidden,
     QueueUnavailable,
     UnknownModel,
@@ -233,8 +234,7 @@ class Runner:
             raise UnknownModel(f"This worker renders {self._settings.model!r}, not {job.model!r}.")
         if job.deadline is not None and job.deadline <= datetime.now(UTC):
             raise DeadlineExceeded(f"The deadline {job.deadline.isoformat()} passed before the job was begun.")
-        if job.if_exists == "skip" and (there := self._outputs.there(attempt.ref, job)):
-            attempt.warnings += (f"{there} is there already, so nothing was rendered (if_exists: skip).",)
+        if self._skips(attempt, job):
             return (), None
         seed = attempt.seed = keys.seed(attempt.ref.job_id) if job.seed is None else job.seed
         with attempt.stage("fetch"):
@@ -288,7 +288,12 @@ class Runner:
         with attempt.stage("store"):
             outputs, receipts = [], []
             for index, data in enumerate(files):
-                uri, data = self._outputs.write(attempt, job, index, data, lease)
+                try:
+                    uri, data = self._outputs.write(attempt, job, index, data, lease)
+                except OutputExists:
+                    if self._skips(attempt, job):  # another was quicker
+                        return (), None
+                    raise
                 with lease.within(self._settings.stage_seconds):
                     receipts.append(images.receipt(source, data, region, lease.moved))
                 lease.moved()
@@ -305,6 +310,12 @@ class Runner:
                 )
         worst = max(receipts, key=lambda r: r.max_abs_diff_outside)
         return tuple(outputs), worst if job.preserve_unmasked else None
+
+    def _skips(self, attempt: Attempt, job: InpaintJob) -> bool:
+        if job.if_exists != "skip" or not (there := self._outputs.there(attempt.ref, job)):
+            return False
+        attempt.warnings += (f"{there} is there already, so nothing was written (if_exists: skip).",)
+        return True
 
     def _request(self, attempt: Attempt, request: RenderRequest) -> RenderRequest:
         """The same request with what a preempted attempt left; it stops when the worker must go before its end."""

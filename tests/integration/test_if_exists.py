@@ -41,6 +41,37 @@ def test_it_fails_by_default_and_skips_or_versions_when_told_to(bench):
     assert all(result.receipt.max_abs_diff_outside == 0 for result in versions)
 
 
+def test_skip_counts_on_no_picture_that_its_job_did_not_come_to_name(bench, monkeypatch):
+    """It is collected after a while: a job that had skipped for it would have nothing."""
+    commit = bench.runner._verdicts.commit
+
+    def spoilt(attempt, state, **_):
+        return commit(attempt, JobState.CANCELED)
+
+    monkeypatch.setattr(bench.runner._verdicts, "commit", spoilt)
+    assert bench.run(bench.submit(custom_id="a", output=bench.uri("out/"))) is JobState.CANCELED
+    monkeypatch.setattr(bench.runner._verdicts, "commit", commit)
+    assert pictures(bench)
+    state, result = run(bench, "skip")
+    assert (state, result.error.code) == (JobState.FAILED, "OutputExists")
+
+
+def test_skip_leaves_it_to_another_that_was_quicker(bench, monkeypatch):
+    there = bench.runner._outputs.there
+    quicker = []
+
+    def late(ref, job):
+        if not quicker:
+            monkeypatch.setattr(bench.runner._outputs, "there", there)
+            quicker.append(run(bench, "fail")[0])
+            return ""
+        return there(ref, job)
+
+    monkeypatch.setattr(bench.runner._outputs, "there", late)
+    state, result = run(bench, "skip", seed=5)
+    assert quicker == [JobState.SUCCEEDED] and state is JobState.SUCCEEDED and not result.outputs
+
+
 def test_skip_renders_what_is_not_all_there(bench):
     assert run(bench, "skip")[1].outputs  # nothing was
     state, result = run(bench, "skip", num_images_per_prompt=2)  # one of two is another's: they would not fit together
