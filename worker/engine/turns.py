@@ -113,10 +113,11 @@ class Turns:
         else:
             sets = [ticket.loras.unet for ticket in turn.tickets for _ in range(ticket.rows)]
             seconds = self._swaps.unet(())
+            # Conditions lay out batches of their own, of which few are remembered: the step's come last.
+            self._condition(turn, lambda ticket, rows: self._mixed.rows([ticket.loras.unet] * rows))
             for part in parts(len(sets), most_rows):
                 seconds += self._swaps.seconds_of(partial(self._mixed.prepare, sets[part]))
             self._note(turn, seconds)
-            self._condition(turn, lambda ticket, rows: self._mixed.rows([ticket.loras.unet] * rows))
             yield lambda part: self._mixed.rows(sets[part])
 
     def forget(self) -> None:

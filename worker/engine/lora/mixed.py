@@ -157,7 +157,9 @@ class _Plan:
         """Make the products of all layers `but_for` these; False if they were made before."""
         if self._prepared:
             return False
-        self._products |= {layer: self._product(layer) for layer in self.layers if layer not in but_for}
+        for layer in self.layers:
+            if layer not in but_for and layer not in self._products:
+                self._products[layer] = self._product(layer)
         self._prepared = True
         return True
 
