@@ -9,6 +9,7 @@ import json
 import os
 import ssl
 from collections.abc import Iterator, Mapping
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote, urlencode
@@ -47,7 +48,7 @@ class Pods:
         query = {"labelSelector": ",".join(f"{name}={value}" for name, value in labels.items()), "limit": str(_PAGE)}
         while True:
             page = self._ask("GET", f"?{urlencode(query)}")
-            yield from page["items"]
+            yield from page["items"] or ()
             query["continue"] = page.get("metadata", {}).get("continue", "")
             if not query["continue"]:
                 return
@@ -61,9 +62,11 @@ class Pods:
         token = (self._folder / "token").read_text().strip()  # read anew: Kubernetes changes it every hour
         headers = {"Authorization": f"Bearer {token}", "Accept": "application/json", "Content-Type": kind}
         request = Request(self._root + path, data=body, headers=headers, method=method)
-        with self._opener.open(request, timeout=_TIMEOUT_SECONDS) as answer:
-            try:
+        try:
+            with self._opener.open(request, timeout=_TIMEOUT_SECONDS) as answer:
                 found: dict[str, Any] = json.load(answer)
-            except ValueError as error:
-                raise OSError(f"the API server's answer is no JSON: {error}") from None
+        except HTTPException as error:
+            raise OSError(f"the API server's answer was cut off: {error!r}") from None
+        except ValueError as error:
+            raise OSError(f"the API server's answer is no JSON: {error}") from None
         return found
