@@ -34,6 +34,11 @@ class BatchHandle:
         self._ledger, self._batches = index.ledger, index.batches
         self._look_again_in = look_again_in
 
+    @property
+    def webhook_url(self) -> str | None:
+        """Who is told when it is over."""
+        return self._footer.webhook_url
+
     def __repr__(self) -> str:
         return f"BatchHandle(id={self.id!r}, jobs={self.jobs})"
 
@@ -128,8 +133,9 @@ class BatchHandle:
 
         False if there is nothing to cancel: every job has ended, and may be retried later as before.
         """
-        if self._summed_up(self._shelf.retry_count(self.tenant, self.id)) is not None:
-            return False
+        with suppress(QueueUnavailable):
+            if self.status().done:
+                return False
         body = json.dumps({"canceled_at": datetime.now(UTC).isoformat()}).encode()
         uri = keys.batch_canceled(self._shelf.root, self.tenant, self.id)
         with suppress(ObjectExists):

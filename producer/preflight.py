@@ -110,9 +110,9 @@ class Preflight:
         for lora in job.loras:
             attempt(partial(self._lora, lora, job.model))
         for embedding in job.embeddings:
-            attempt(partial(self._weights, embedding))
+            attempt(partial(self._read, embedding))
         if job.ip_adapter is not None:
-            attempt(partial(self._weights, job.ip_adapter))
+            attempt(partial(self._read, job.ip_adapter))
             attempt(partial(self._size, job.ip_adapter.image, "reference image"))
         if job.output is not None and job.if_exists == "fail":
             attempt(lambda: self._free(keys.output(self._settings.store, job, "", 0)))
@@ -188,6 +188,9 @@ class Preflight:
     def _table(self, model: str) -> TargetTable | None:
         card = read_card(self._store, self._settings.store, model)
         return card.table() if card else None
+
+    def _read(self, ref: WeightsRef) -> None:
+        self._seen.get(("weights", ref.path, ref.sha256, type(ref)), lambda: self._weights(ref))
 
     def _weights(self, ref: WeightsRef) -> Header:
         if self._deep:

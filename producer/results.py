@@ -68,7 +68,8 @@ def write_results(file: BinaryIO, results: Iterable[JobResult], form: str = "far
 
 
 def read_lines(path: Path) -> Iterable[JobResult]:
-    """The results of a `results.ndjson`, one at a time."""
+    """The results of a `results.ndjson`, one at a time; not the half line that a killed process leaves at its end."""
     with path.open("rb") as file:
         for line in file:
-            yield JobResult.from_json(line)
+            if line.endswith(b"\n"):
+                yield JobResult.from_json(line)

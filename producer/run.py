@@ -48,7 +48,8 @@ class Run:
         Raises Misconfigured if another run is in `folder`; one that came to nothing, since a row was bad, is none.
         """
         if (folder / NAME).exists():
-            if cls(client, manifest, folder, RunRecord.read(folder)).submitted():
+            there = cls(client, manifest, folder, RunRecord.read(folder))
+            if there.results_path.exists() or there.submitted():
                 raise Misconfigured(
                     f"A run was begun in {folder} already: go on with --resume, or choose another --out."
                 )
@@ -106,9 +107,17 @@ class Run:
         return None
 
     def _batch(self, part: Part) -> BatchHandle:
-        return self._found(part) or self.client.submit_batch(
+        webhook = self.record.webhook
+        if (found := self._found(part)) is not None:
+            if webhook is not None and found.webhook_url != webhook:
+                raise IdempotencyConflict(
+                    f"Batch {found.id} was submitted before, with another webhook or none; leave --webhook out, or "
+                    "give a --key to render it again."
+                )
+            return found
+        return self.client.submit_batch(
             self.manifest.jobs(part.first, part.stop), tenant=self.record.tenant, idempotency_key=self._key(part),
-            webhook_url=self.record.webhook,
+            webhook_url=webhook,
         )  # fmt: skip
 
     def retry_failed(self) -> int:
@@ -142,15 +151,8 @@ class Run:
         """Write every result that is missing, waiting for it; how many there are then.
 
         `on_result` is told of every result, also of those written before. When `may_spend` says no, all batches are
-        paused and OverBudget is raised. Raises Misconfigured while another process does the same.
+        paused and OverBudget is raised. Only within `alone`: two processes would write every result twice.
         """
-        with _alone(self.folder):
-            return self._finish(on_result, on_wait, may_spend)
-
-    def _finish(
-        self, on_result: Callable[[JobResult], object], on_wait: Callable[[], object],
-        may_spend: Callable[[Costs], bool],
-    ) -> int:  # fmt: skip
         batches = self.batches()
         path = self.folder / f"{RESULTS}.new" if self.record.rewrite else self.results_path
         if self.record.rewrite:
@@ -230,14 +232,18 @@ def iter_left(
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Two processes would write every result twice. The lock ends with the process, however that ends."""
+def alone(folder: Path) -> Iterator[None]:
+    """Be the only process that begins, steers or writes the run in `folder`, which is made where there is none.
+
+    The lock ends with the process, however that ends. Raises Misconfigured while another holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise Misconfigured(f"Another process is writing the results of the run in {folder}; let it end.") from None
+            raise Misconfigured(f"Another process is at work on the run in {folder}; let it end.") from None
         yield
     finally:
         os.close(handle)

@@ -21,7 +21,8 @@ from producer.manifest import Manifest
 from producer.preflight import Examined, Preflight
 from producer.progress import JobProgress
 from producer.quote import Quote, Rate, rate_from_batch, rate_from_index, rate_of
-from producer.run import Run
+from producer.run import Run, alone
+from producer.run_record import RunRecord
 from producer.tables import cost_table, printed
 
 _SHOWN = 20  # bad rows that a dry run prints; --json has them all
@@ -78,27 +79,28 @@ def run(
         raise InvalidParameter("--deep", "says how a --dry-run looks at the rows; give both")
     if resume or retry_failed:
         _refuse_anew({"--sample": sample, "--key": key, "--webhook": webhook})
-        work = Run.reopen(client, source, folder)
-    else:
-        work = None
-    if max_cost is not None:  # before anything is submitted, tried again or let through
-        rows = sample if work is None else None if resume else work.record.parts[-1].stop
-        measured = _rate(client, work, rate, rate_from, tenant)
-        if measured is None:
-            words = "no measured rate yet: --max-cost is only watched while it runs"
-            tell({"event": "warning", "message": words}, words, as_json=as_json)
-        else:
-            _refuse_over_budget(source, rows, measured, hour, max_cost)
-    if work is None:
-        work = Run.begin(client, source, folder, tenant=tenant, key=key, sample=sample or 0, webhook=webhook)
-    if retry_failed:
-        count = work.retry_failed()
-        tell({"event": "retried", "jobs": count}, f"failed jobs that are tried again: {count:,}", as_json=as_json)
-    if resume:
-        work.resume()
-        work.let_through()
+        RunRecord.read(folder)  # where there is none, no folder is made
     try:
-        _work(work, hour, max_cost, form, as_json=as_json)
+        with alone(folder):
+            work = Run.reopen(client, source, folder) if resume or retry_failed else None
+            if max_cost is not None:  # before anything is submitted, tried again or let through
+                rows = sample if work is None else None if resume else work.record.parts[-1].stop
+                measured = _rate(client, work, rate, rate_from, tenant)
+                if measured is None:
+                    words = "no measured rate yet: --max-cost is only watched while it runs"
+                    tell({"event": "warning", "message": words}, words, as_json=as_json)
+                else:
+                    _refuse_over_budget(source, rows, measured, hour, max_cost)
+            if work is None:
+                work = Run.begin(client, source, folder, tenant=tenant, key=key, sample=sample or 0, webhook=webhook)
+            if retry_failed:
+                count = work.retry_failed()
+                words = f"failed jobs that are tried again: {count:,}"
+                tell({"event": "retried", "jobs": count}, words, as_json=as_json)
+            if resume:
+                work.resume()
+                work.let_through()
+            _work(work, hour, max_cost, form, as_json=as_json)
     except KeyboardInterrupt:
         click.echo("farm: interrupted; what was submitted goes on, and --resume finishes the run.", err=True)
         sys.exit(130)

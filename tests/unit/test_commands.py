@@ -245,15 +245,37 @@ def test_what_came_to_nothing_may_be_begun_again(farm, run):
     assert run("run", path).exit_code == 0 and len(written()) == 2
 
 
-def test_two_processes_do_not_write_one_run(farm, run):
+def test_a_run_whose_results_are_there_is_not_begun_again_where_its_batch_is_not(farm, run):
     path = manifest(farm, 2)
     run("run", path)
+    for info in list(farm.store.list(f"{farm.client().settings.store}/specs/")):
+        farm.store.delete(info.uri)
+    assert "already" in run("run", path).stderr and len(farm.rendered) == 2
+
+
+def test_a_webhook_is_not_dropped_where_the_batch_was_submitted_before(monkeypatch, run):
+    farm = FakeFarm(webhook_hosts=("hooks.example",))
+    monkeypatch.setattr(common, "Client", lambda settings: farm.client())
+    path = manifest(farm, 2)
+    assert run("run", path).exit_code == 0
+    again = run("run", path, "--out", "other", "--webhook", "https://hooks.example/run")
+    assert again.exit_code == 2 and "another webhook" in again.stderr
+
+
+def test_two_processes_do_not_write_one_run(farm, run):
+    path = manifest(farm, 2)
+    farm.fail("sku-0", "NsfwContent")
+    run("run", path)
+    record = Path("catalogue.run/run.json").read_bytes()
     handle = os.open("catalogue.run", os.O_RDONLY)
     fcntl.flock(handle, fcntl.LOCK_EX)
-    done = run("run", path, "--resume")
-    assert done.exit_code == 2 and "Another process" in done.stderr
+    for more in ([], ["--resume"], ["--retry-failed"]):
+        done = run("run", path, *more)
+        assert done.exit_code == 2 and "Another process" in done.stderr
+    assert Path("catalogue.run/run.json").read_bytes() == record  # and nothing was tried again
     os.close(handle)
-    assert run("run", path, "--resume").exit_code == 0
+    assert run("run", path, "--resume").exit_code == 1
+    assert run("run", path, "--retry-failed").exit_code == 0
 
 
 def test_a_run_may_be_told_of(farm, monkeypatch, run):
