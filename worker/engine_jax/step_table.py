@@ -126,9 +126,5 @@ def advance(table: StepTable, index: jax.Array, history: History, output: jax.Ar
     return History(_pushed(history.samples, following), outputs)
 
 
-def _summed(weights: jax.Array, window: jax.Array) -> jax.Array:
-    return jnp.tensordot(weights, window, 1)
-
-
 def _pushed(window: jax.Array, newest: jax.Array) -> jax.Array:
     return jnp.concatenate([newest[None], window[:-1]])
