@@ -87,9 +87,11 @@ class Settings(BaseSettings):
     backend: Literal["torch", "jax"] = "torch"  # jax: compiled, over all of JAX's devices (worker/engine_jax)
     device: str = "auto"  # auto | cpu | cuda | cuda:N; of torch's
     dtype: str = "auto"  # auto | float32 | bfloat16 | float16; auto is float16 on CUDA, float32 on a CPU
-    # Bytes of a GPU's memory that this worker may take, LoRAs and batches included; 0: all there is.
+    # Bytes of a GPU's memory for this worker's tensors, weights, LoRAs and batches; 0: all there is. CUDA itself takes
+    # some hundred MB beside them.
     vram_budget: int = Field(default=0, ge=0)
-    # torch.compile's mode for steps whose rows share a LoRA set: some minutes more of warm-up for each size.
+    # torch.compile's mode for steps whose rows share a LoRA set. The warm-up takes a minute and more longer for each
+    # size and number of rows: give fewer size_buckets, and a pod more startupSeconds.
     compile: Literal["off", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = "off"
     # Sizes "WIDTHxHEIGHT" in px, one of which a crop is resized to when the job names none (JSON list).
     size_buckets: tuple[str, ...] = ("512x512", "576x448", "448x576", "640x384", "384x640")
