@@ -47,7 +47,7 @@ processed_masks = shard(processed_masks)
 images = pipeline(
     prompt_ids, processed_masks, processed_masked_images, params, prng_seed, num_inference_steps, jit=True
 ).images
-images = pipeline.numpy_to_pil(np.asarray(images.reshape((num_samples,) + images.shape[-3:])))  # noqa: RUF005 - as is
+images = pipeline.numpy_to_pil(np.asarray(images.reshape((num_samples,) + images.shape[-3:])))  # noqa: RUF005 as documented
 
 for k, image in enumerate(images):
     image.save(f"{out}/{k}.png")
