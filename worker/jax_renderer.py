@@ -100,14 +100,15 @@ class JaxRenderer:
 
     def warm_up(self) -> None:
         """Compile what every bucket needs, with guidance and without, and learn how long it takes."""
-        begin, self._metered = time.monotonic(), False
+        begin, self._metered, kept = time.monotonic(), False, Pace()
         for size in self._settings.buckets():
             for guidance in (7.5, 1.0):
                 grey, white = Image.new("RGB", size, (128, 128, 128)), Image.new("L", size, 255)
                 job = InpaintJob(image="file:///warm-up", num_inference_steps=2, guidance_scale=guidance)
                 request = RenderRequest(job, grey, white, seed=0, on_step=lambda: None)
+                self._pace = Pace()  # what compiling takes says nothing of the next
                 self.render(request)
-                self._pace = Pace()  # what compiling took says nothing of the next
+                self._pace = kept
                 self.render(request)
         self._metered = True
         log.info("compiled for %d devices after %.1f s", self._devices, time.monotonic() - begin)
