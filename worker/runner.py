@@ -33,6 +33,7 @@ from farm.errors import (
 )
 from farm.ledger import Claim, JobRef, Ledger, Outcome
 from farm.logs import job_context
+from farm.outputs import skip_warning
 from farm.schemas import EmbeddingRef, InpaintJob, IpAdapterRef, LoraRef, Output, Receipt
 from farm.shards import Shelf
 from farm.states import JobState
@@ -314,7 +315,7 @@ class Runner:
     def _skips(self, attempt: Attempt, job: InpaintJob) -> bool:
         if job.if_exists != "skip" or not (there := self._outputs.there(attempt.ref, job)):
             return False
-        attempt.warnings += (f"{there} is there already, so nothing was written (if_exists: skip).",)
+        attempt.warnings += (skip_warning(there),)
         return True
 
     def _request(self, attempt: Attempt, request: RenderRequest) -> RenderRequest:

@@ -20,7 +20,6 @@ What is otherwise than on a farm:
 - nothing is feathered (`mask_blur`), and `grow_mask` counts in the picture's own pixels
 - the gate does not look: no scores, no `needs_review`, no other seed
 - every `model` is rendered; whether a LoRA fits is known where a model's card was put into `farm.store`
-- `if_exists="skip"` does not skip: an output that is there already fails the job
 - webhooks are checked and not called; what is transient is tried again at once
 """
 

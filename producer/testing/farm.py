@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from io import BytesIO
 from typing import Any
 
@@ -117,9 +118,13 @@ class FakeFarm:
             job = self._tenants.admit(line, tenant=ref.tenant, batch_id=ref.batch_id)
             if ref.batch_id in self._shared.canceled:
                 raise Canceled("Its batch was canceled.")
+            if job.deadline is not None and job.deadline <= datetime.now(UTC):
+                raise DeadlineExceeded(f"The deadline {job.deadline.isoformat()} passed before the job was begun.")
             self._meet_fault(job)
-            self.rendered.append(job)
-            result = self._renderer.render(ref, job, attempt)
+            result = self._renderer.skip(ref, job, attempt)
+            if result is None:
+                self.rendered.append(job)
+                result = self._renderer.render(ref, job, attempt)
         except Transient as error:
             if attempt < self.settings.max_attempts:
                 with self._shared.lock:

@@ -12,11 +12,13 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageOps
 import farm
 from farm import keys
 from farm.config import Settings
-from farm.errors import DeadlineExceeded, ObjectExists, OutputExists
+from farm.errors import ObjectExists, OutputExists
 from farm.ledger import JobRef
 from farm.models import read_card
+from farm.outputs import signature, skip_warning, skipped_for
 from farm.pictures import open_picture, probe, recognised
 from farm.schemas import ErrorInfo, Hashes, InpaintJob, JobResult, LoraRef, Output, Receipt
+from farm.shards import Shelf
 from farm.states import JobState
 from farm.storage import ObjectStore
 from producer.inspection import Inspected, decoded, inspect, weights
@@ -35,11 +37,16 @@ class FakeRenderer:
 
     def __init__(self, settings: Settings, store: ObjectStore, *, seconds_per_image: float):
         self._settings, self._store, self._seconds = settings, store, seconds_per_image
+        self._shelf = Shelf(store, settings.store)
+
+    def skip(self, ref: JobRef, job: InpaintJob, attempt: int) -> JobResult | None:
+        """The result of a job that is to leave what is there; None where it is to be rendered."""
+        if job.if_exists != "skip" or not (there := skipped_for(self._shelf, ref, job)):
+            return None
+        return _result(ref, job, JobState.SUCCEEDED, attempt=attempt, warnings=(skip_warning(there),))
 
     def render(self, ref: JobRef, job: InpaintJob, attempt: int) -> JobResult:
-        """Write the job's pictures; its result. Raises InvalidInput and its kinds, and DeadlineExceeded."""
-        if job.deadline is not None and job.deadline <= datetime.now(UTC):
-            raise DeadlineExceeded(f"The deadline {job.deadline.isoformat()} passed before the job was begun.")
+        """Write the job's pictures; its result. Raises InvalidInput and its kinds."""
         image, mask = self._bytes(job.image), self._bytes(job.mask) if job.mask else None
         most = self._settings.max_image_pixels
         source = inspect(image, mask, polarity=job.mask_polarity, max_pixels=most, fill_holes=job.fill_holes)
@@ -86,7 +93,7 @@ class FakeRenderer:
         picture = ImageChops.add_modulo(image, Image.new("RGB", image.size, _colour(job, seed)))
         data = _encoded(Image.composite(picture, image, pasted), job.output_format, job.output_quality)
         uri = keys.output(self._settings.store, job, ref.batch_id, number, ref.generation)
-        own = {"job": ref.job_id, "generation": str(ref.generation), "sha256": _digest(data)}
+        own = {**signature(ref), "sha256": _digest(data)}
         try:
             self._store.put(uri, data, content_type=f"image/{job.output_format}", metadata=own, create_only=True)
         except ObjectExists:

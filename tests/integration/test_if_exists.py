@@ -3,13 +3,49 @@
 import pytest
 
 from farm.errors import StoreUnavailable
+from farm.schemas import InpaintJob
 from farm.states import JobState
+from producer.testing import FakeFarm
+from tests.conftest import store_at
 from tests.integration.test_runner import Bench
+
+
+class FakeBench:
+    """The farm in memory, asked as a bench is."""
+
+    def __init__(self):
+        self.farm = FakeFarm()
+        self.store = self.farm.store
+        self.fields = {"image": self.farm.photo("photo.png"), "mask": self.farm.mask("mask.png")}
+
+    def uri(self, name):
+        return f"s3://fake/{name}"
+
+    def put(self, name, data):
+        return self.farm.put(name, data)
+
+    def submit(self, **fields):
+        return self.farm.client().submit(InpaintJob(**{**self.fields, **fields}))
+
+    def run(self, handle):
+        return handle.status()
 
 
 @pytest.fixture
 def bench(any_store, redis_url):
     return Bench(any_store.store, any_store.url, redis_url)
+
+
+@pytest.fixture(params=["local", "s3", "in memory"])
+def any_bench(request, tmp_path):
+    if request.param == "in memory":
+        return FakeBench()
+    place = store_at(request.param, request, tmp_path)
+    return Bench(place.store, place.url, request.getfixturevalue("redis_url"))
+
+
+def rendered(bench):
+    return len(bench.farm.rendered) if isinstance(bench, FakeBench) else bench.painter.rendered
 
 
 def pictures(bench):
@@ -22,15 +58,16 @@ def run(bench, if_exists, **fields):
     return state, handle.result(timeout=1) if state is JobState.SUCCEEDED else handle.peek()
 
 
-def test_it_fails_by_default_and_skips_or_versions_when_told_to(bench):
+def test_it_fails_by_default_and_skips_or_versions_when_told_to(any_bench):
+    bench = any_bench
     first = run(bench, "fail")[1]
     before = pictures(bench)
     state, result = run(bench, "fail")
     assert (state, result.error.code) == (JobState.FAILED, "OutputExists")
 
-    rendered = bench.painter.rendered
+    count = rendered(bench)
     state, result = run(bench, "skip")
-    assert state is JobState.SUCCEEDED and not result.outputs and bench.painter.rendered == rendered
+    assert state is JobState.SUCCEEDED and not result.outputs and rendered(bench) == count
     assert first.outputs[0].uri in result.warnings[0] and "skip" in result.warnings[0]
     assert pictures(bench) == before
 
@@ -72,7 +109,15 @@ def test_skip_leaves_it_to_another_that_was_quicker(bench, monkeypatch):
     assert quicker == [JobState.SUCCEEDED] and state is JobState.SUCCEEDED and not result.outputs
 
 
-def test_skip_renders_what_is_not_all_there(bench):
+def test_skip_leaves_what_no_farm_wrote(any_bench):
+    theirs = any_bench.put("out/a.png", b"somebody's")
+    state, result = run(any_bench, "skip")
+    assert state is JobState.SUCCEEDED and not result.outputs and result.receipt is None
+    assert rendered(any_bench) == 0 and any_bench.store.get(theirs, max_bytes=99).data == b"somebody's"
+
+
+def test_skip_renders_what_is_not_all_there(any_bench):
+    bench = any_bench
     assert run(bench, "skip")[1].outputs  # nothing was
     state, result = run(bench, "skip", num_images_per_prompt=2)  # one of two is another's: they would not fit together
     assert (state, result.error.code) == (JobState.FAILED, "OutputExists")
