@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 
 from worker.engine.batch_limit import BatchLimit
-from worker.engine.beginnings import Beginnings
+from worker.engine.beginnings import Beginnings, admitted, same_reference
 from worker.engine.compiled import CompileMode
 from worker.engine.conditions import KeysValues, TimeStates
 from worker.engine.denoise import advance, group_key, predict
@@ -36,7 +36,6 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 SMALLER = "out of memory: rendered in smaller batches"
-_OVERTAKEN = 8  # later calls that fit may be admitted before one that does not, so often
 
 
 class InpaintEngine:
@@ -195,38 +194,42 @@ class InpaintEngine:
 
     def _admit(self) -> None:
         """Take from the waiting, in their order, what fits beside what is active."""
-        skipped: list[Ticket] = []
         with self._work:
             waiting = list(self._waiting)
-        for ticket in waiting:
+        chosen = admitted(waiting, self._active, self._fits)
+        self._encode([ticket for ticket in chosen if ticket.future.running()])
+        for ticket in chosen:
             if self.broken:
                 return
-            if not self._fits(ticket):
-                skipped.append(ticket)
-                if ticket.alone or ticket.overtaken >= _OVERTAKEN:
-                    return
-                continue
             with self._work:
                 self._waiting.remove(ticket)
-            for other in skipped:
-                other.overtaken += 1
-            if ticket.future.running() or ticket.future.set_running_or_notify_cancel():
+            if ticket.future.running():
                 self._begin(ticket)
 
-    def _fits(self, ticket: Ticket) -> bool:
-        if not self._active:
+    def _fits(self, ticket: Ticket, active: Sequence[Ticket]) -> bool:
+        if not active:
             return True
-        beside = self._active[0]
+        beside = active[0]
         return (
             not (ticket.alone or beside.alone)
             and self._size(ticket) == self._size(beside)
-            and self._beginnings.looks_at(ticket.submission.image_prompt)
-            and self.rows + ticket.rows <= min(self.max_rows, self._limit.rows or self.max_rows)
-            and self._turns.together(self._active, ticket)
+            and same_reference(ticket.submission.image_prompt, beside.submission.image_prompt)
+            and sum(one.rows for one in (*active, ticket)) <= min(self.max_rows, self._limit.rows or self.max_rows)
+            and self._turns.together(active, ticket)
         )
 
     def _size(self, ticket: Ticket) -> tuple[int, int]:
         return ticket.size(self.pipe.vae_scale_factor)
+
+    def _encode(self, tickets: Sequence[Ticket]) -> None:
+        """Their pictures together. Where that fails, each is encoded as it begins, and only the guilty one fails."""
+        try:
+            self._within_memory(lambda: self._beginnings.encode(tickets))
+        except MemoryExhausted:
+            for ticket in tickets:
+                ticket.note(SMALLER)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it comes again where one of them begins
+            logger.warning("pictures are encoded one by one: %s", first_line(error))
 
     def _begin(self, ticket: Ticket) -> None:
         """From the call to a request that can step."""

@@ -5,6 +5,7 @@ Kept is the distribution, never a sample of it: each image samples with a genera
 
 import hashlib
 from collections import OrderedDict
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -32,7 +33,20 @@ class PictureCache:
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key]
-        made = self._vae.encode(picture)
+        return self._keep(key, self._vae.encode(picture))
+
+    def missing(self, pictures: Iterable[torch.Tensor]) -> dict[bytes, torch.Tensor]:
+        """Those of `pictures`, ``[1, 3, H, W]`` each, that are not kept; once each, for `encode_together`."""
+        keyed = {_digest(picture): picture for picture in pictures}
+        return {key: picture for key, picture in keyed.items() if key not in self._kept}
+
+    def encode_together(self, missing: Mapping[bytes, torch.Tensor]) -> None:
+        """Keep what one forward says of all of them, which are of one size."""
+        moments = self._vae.encode(torch.cat(list(missing.values()))).moments
+        for key, row in zip(missing, moments.split(1), strict=True):
+            self._keep(key, DiagonalGaussian(row.clone()))  # as a view it would hold the whole batch's memory
+
+    def _keep(self, key: bytes, made: DiagonalGaussian) -> DiagonalGaussian:
         self._kept[key] = made
         self._bytes += made.moments.nbytes
         while self._bytes > self._max_bytes and len(self._kept) > 1:

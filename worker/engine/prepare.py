@@ -73,6 +73,20 @@ def read_canvas(call: Call, image_processor, mask_processor, channels: int) -> C
     return Canvas(image, mask, box)
 
 
+def pictures_of(reading: Reading, *, plain: bool) -> list[torch.Tensor]:
+    """What `prepare_grid` will have the VAE encode of the canvas, ``[n, 3, H, W]`` float32 each. `plain`: for a UNet
+    of 4 channels. Raises InvalidParameter where it would."""
+    call, canvas = reading.call, reading.canvas
+    if canvas.holds_latents:
+        return []
+    masked = [] if plain or call.masked_image_latents is not None else [canvas.masked()]
+    return [canvas.image] * _needs_image_latents(call, plain) + masked
+
+
+def _needs_image_latents(call: Call, plain: bool) -> bool:
+    return plain or (call.latents is None and call.strength < 1)
+
+
 def overlay_of(call: Call, canvas: Canvas) -> Overlay | None:
     if canvas.box is None:
         return None
@@ -109,7 +123,7 @@ def prepare_grid(
     Strength 1 starts from pure noise, less from the noised picture (SDEdit, Meng et al., arXiv:2108.01073).
     """
     rows, generator, image_latents = shape[0], call.generator, None
-    if plain or (call.latents is None and call.strength < 1):
+    if _needs_image_latents(call, plain):
         image = canvas.image.to(device=device, dtype=dtype)
         image_latents = repeat_rows(encode(vae, image, generator), rows, "image")
     noise = randn_tensor(shape, generator, device, dtype) if call.latents is None else call.latents.to(device)
