@@ -91,10 +91,14 @@ def test_outside_the_submitted_mask_no_pixel_changed(results):
         assert result["receipt"]["max_abs_diff_outside"] == 0
 
 
-def test_it_says_how_fast_and_where_to_look(demo):
+def test_it_says_how_fast_and_where_to_look(demo, results):
     out, said = demo
     assert "24 of 24 succeeded" in said
-    assert "images/s" in said and "LoRA swaps, median" in said
+    modes = [result["lora_mode"] for result in results if result["loras"]]
+    assert "images/s" in said and f"\n{len(modes)} with a LoRA" in said
+    assert all("merged" in mode or "mixed" in mode for mode in modes)
+    seconds = sum(result["lora_swap_seconds"] for result in results)
+    assert f"swapping took {round(1000 * seconds / len(modes), 1)} ms" in " ".join(said.split())
     assert 'farm_jobs_total{error="",model="sd15-inpaint",status="succeeded"} 24.0' in said
     assert "index.html" in said
     page = (out / "index.html").read_text()
