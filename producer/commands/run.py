@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from farm.errors import InvalidParameter, JobFailed, OverBudget
+from farm.errors import IdempotencyConflict, InputNotFound, InvalidParameter, JobFailed, OverBudget
 from farm.schemas import InpaintJob
 from farm.states import JobState
 from producer.batch import BatchHandle
@@ -72,7 +72,7 @@ def run(
     if webhook is not None:
         client.tenants.check_webhook(webhook, tenant=tenant)
     if dry_run:
-        measured = _rate(client, None, rate, rate_from, tenant)
+        measured = _rate(client, _begun(client, source, folder), rate, rate_from, tenant)
         _check(client, source, hour, measured, deep=deep, as_json=as_json)
         return
     if deep:
@@ -132,6 +132,14 @@ def _folder(source: Manifest) -> Path:
     if source.uri.startswith("s3://"):
         return Path(f"{source.name}.run")
     return Path(source.uri.removeprefix("file://")).with_name(f"{source.name}.run")
+
+
+def _begun(client: Client, source: Manifest, folder: Path) -> Run | None:
+    """The run of this very manifest in `folder`, if there is one: its sample tells more than what others render."""
+    try:
+        return Run.reopen(client, source, folder)
+    except (InputNotFound, IdempotencyConflict):
+        return None
 
 
 def _rate(client: Client, run: Run | None, rate: float | None, rate_from: str | None, tenant: str) -> Rate | None:

@@ -225,6 +225,19 @@ def test_the_quote_goes_by_what_the_sample_took(farm, run):
     assert len(farm.rendered) == 2
 
 
+def test_a_dry_run_quotes_by_the_sample_of_the_very_same_manifest(farm, run):
+    path = manifest(farm, 10)
+    assert last(run("run", path, "--dry-run", "--json").stdout)["rate_from"] is None
+    run("run", path, "--sample", 2)
+    quote = last(run("run", path, "--dry-run", "--json", "--price", 3600).stdout)
+    assert quote["rate_from"] == "measured over the 2 pictures that this run has"
+    assert (quote["images"], quote["gpu_seconds_per_image"], quote["cost"]) == (10, 2.0, pytest.approx(20.0))
+    assert last(run("run", path, "--dry-run", "--json", "--rate", 1).stdout)["gpu_seconds_per_image"] == 1
+    other = run("run", path, "--dry-run", "--json", "--set", "num_inference_steps=9")
+    assert last(other.stdout)["rate_from"] is None
+    assert len(farm.rendered) == 2
+
+
 def test_fields_set_for_all_and_openai_s_shape(farm, run):
     path = manifest(farm, 3)
     done = run("run", path, "--set", "prompt=oak", "--set", "num_images_per_prompt=2", "--format", "openai", "--json")
