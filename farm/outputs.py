@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from enum import Enum, auto
+from typing import Final
 
 from farm import keys
-from farm.errors import InputNotFound
+from farm.errors import InputNotFound, InvalidInput, OutputExists
 from farm.ledger import JobRef
 from farm.schemas import InpaintJob
 from farm.shards import Shelf
@@ -30,7 +32,7 @@ def skipped_for(shelf: Shelf, ref: JobRef, job: InpaintJob) -> str:
     places = range(job.num_images_per_prompt)
     uris = [keys.output(shelf.root, job, ref.batch_id, place, ref.generation) for place in places]
     try:
-        stay = all(_stays(shelf, ref, uri, shelf.store.head(uri).metadata) for uri in uris)
+        stay = all(_standing(shelf, ref, uri, shelf.store.head(uri).metadata) is Standing.STAYS for uri in uris)
     except InputNotFound:
         return ""
     return shown(uris[0]) if stay else ""
@@ -41,13 +43,41 @@ def skip_warning(there: str) -> str:
     return f"{there} is there already, so nothing was written (if_exists: skip)."
 
 
-def _stays(shelf: Shelf, ref: JobRef, uri: str, told: Mapping[str, str]) -> bool:
+def refusal(shelf: Shelf, ref: JobRef, uri: str, told: Mapping[str, str]) -> OutputExists:
+    """Of writing over what is not the job's own: what is to be done follows from what became of whose it is."""
+    try:
+        words = _REFUSALS[_standing(shelf, ref, uri, told)]
+    except InvalidInput:  # what cannot be read of it changes nothing here
+        words = _REFUSALS[Standing.STAYS]
+    return OutputExists(f"{shown(uri)} is there already, {words}.")
+
+
+class Standing(Enum):
+    """Of a picture under an output's name."""
+
+    OWN = auto()
+    STAYS = auto()
+    UNENDED = auto()
+    LEFT_OVER = auto()
+
+
+_REFUSALS: Final = {
+    Standing.STAYS: "and not this job's; choose another output",
+    Standing.UNENDED: "of another job that has not ended; try this one again when it has, or choose another output",
+    Standing.LEFT_OVER: "of a job that came to nothing; try this one again when the dispatcher has deleted what is left "
+    "of that, or choose another output",
+}
+
+
+def _standing(shelf: Shelf, ref: JobRef, uri: str, told: Mapping[str, str]) -> Standing:
     if wrote(ref, told):
-        return False
+        return Standing.OWN
     if "batch" not in told:  # no farm's
-        return True
+        return Standing.STAYS
     result = shelf.result(_writer(told))
-    return result is not None and uri in {output.uri for output in result.outputs}
+    if result is None:
+        return Standing.UNENDED
+    return Standing.STAYS if uri in {output.uri for output in result.outputs} else Standing.LEFT_OVER
 
 
 def _writer(told: Mapping[str, str]) -> JobRef:

@@ -6,7 +6,7 @@ from hashlib import sha256
 
 from farm import keys, outputs
 from farm.config import Settings
-from farm.errors import InputChanged, ObjectExists, OutputExists
+from farm.errors import InputChanged, ObjectExists
 from farm.ledger import JobRef
 from farm.schemas import InpaintJob
 from farm.shards import Shelf
@@ -47,7 +47,7 @@ class Outputs:
         except ObjectExists:
             there = self._store.get(uri, max_bytes=self._settings.max_image_bytes, progress=lease.moved)
             if not outputs.wrote(attempt.ref, there.metadata):
-                raise OutputExists(f"{uri} is there already and is another job's; choose another output.") from None
+                raise outputs.refusal(self._shelf, attempt.ref, uri, there.metadata) from None
             if changed := [what for what, digest in given.items() if there.metadata.get(what, digest) != digest]:
                 raise InputChanged(
                     f"The job's {' and '.join(changed)} changed since an earlier attempt wrote {uri}; submit it again."

@@ -12,10 +12,10 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageOps
 import farm
 from farm import keys
 from farm.config import Settings
-from farm.errors import ObjectExists, OutputExists
+from farm.errors import ObjectExists
 from farm.ledger import JobRef
 from farm.models import read_card
-from farm.outputs import signature, skip_warning, skipped_for
+from farm.outputs import refusal, signature, skip_warning, skipped_for
 from farm.pictures import open_picture, probe, recognised
 from farm.schemas import ErrorInfo, Hashes, InpaintJob, JobResult, LoraRef, Output, Receipt
 from farm.shards import Shelf
@@ -99,7 +99,7 @@ class FakeRenderer:
         except ObjectExists:
             there = self._store.get(uri, max_bytes=self._settings.max_image_bytes)
             if dict(there.metadata) != own:
-                raise OutputExists(f"{uri} is there already and is another job's; choose another output.") from None
+                raise refusal(self._shelf, ref, uri, there.metadata) from None
         output = Output(
             uri=uri, sha256=_digest(data), bytes=len(data), width=image.width, height=image.height, seed=seed
         )

@@ -64,6 +64,7 @@ def test_it_fails_by_default_and_skips_or_versions_when_told_to(any_bench):
     before = pictures(bench)
     state, result = run(bench, "fail")
     assert (state, result.error.code) == (JobState.FAILED, "OutputExists")
+    assert "not this job's; choose another output" in result.error.message
 
     count = rendered(bench)
     state, result = run(bench, "skip")
@@ -89,8 +90,28 @@ def test_skip_counts_on_no_picture_that_its_job_did_not_come_to_name(bench, monk
     assert bench.run(bench.submit(custom_id="a", output=bench.uri("out/"))) is JobState.CANCELED
     monkeypatch.setattr(bench.runner._verdicts, "commit", commit)
     assert pictures(bench)
-    state, result = run(bench, "skip")
-    assert (state, result.error.code) == (JobState.FAILED, "OutputExists")
+    for if_exists in ("skip", "fail"):
+        state, result = run(bench, if_exists, seed=1 if if_exists == "skip" else 2)
+        assert (state, result.error.code) == (JobState.FAILED, "OutputExists")
+        assert "of a job that came to nothing; try this one again" in result.error.message
+
+
+def test_a_picture_whose_job_has_not_ended_is_told_as_that(bench, monkeypatch):
+    commit = bench.runner._verdicts.commit
+    found = []
+
+    def interrupted(*arguments, **named):
+        """Others come between the outputs and their result."""
+        monkeypatch.setattr(bench.runner._verdicts, "commit", commit)
+        found.extend(run(bench, if_exists) for if_exists in ("skip", "fail"))
+        return commit(*arguments, **named)
+
+    monkeypatch.setattr(bench.runner._verdicts, "commit", interrupted)
+    assert run(bench, "fail", seed=3)[0] is JobState.SUCCEEDED
+    assert [result.error.code for _, result in found] == ["OutputExists"] * 2
+    assert all("another job that has not ended; try this one again" in result.error.message for _, result in found)
+    state, result = run(bench, "skip", seed=4)  # and then it is as they were told
+    assert state is JobState.SUCCEEDED and not result.outputs
 
 
 def test_skip_leaves_it_to_another_that_was_quicker(bench, monkeypatch):
