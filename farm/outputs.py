@@ -64,8 +64,7 @@ class Standing(Enum):
 _REFUSALS: Final = {
     Standing.STAYS: "and not this job's; choose another output",
     Standing.UNENDED: "of another job that has not ended; try this one again when it has, or choose another output",
-    Standing.LEFT_OVER: "of a job that came to nothing; try this one again when the dispatcher has deleted what is left "
-    "of that, or choose another output",
+    Standing.LEFT_OVER: "of a job that came to nothing; try this one again when it is deleted, or choose another output",
 }
 
 
