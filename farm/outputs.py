@@ -58,13 +58,13 @@ class Standing(Enum):
     OWN = auto()
     STAYS = auto()
     UNENDED = auto()
-    LEFT_OVER = auto()
+    LEFT = auto()
 
 
 _REFUSALS: Final = {
     Standing.STAYS: "and not this job's; choose another output",
     Standing.UNENDED: "of another job that has not ended; try this one again when it has, or choose another output",
-    Standing.LEFT_OVER: "of a job that came to nothing; try this one again when it is deleted, or choose another output",
+    Standing.LEFT: "of a job that came to nothing; try this one again when it is deleted, or choose another output",
 }
 
 
@@ -76,7 +76,7 @@ def _standing(shelf: Shelf, ref: JobRef, uri: str, told: Mapping[str, str]) -> S
     result = shelf.result(_writer(told))
     if result is None:
         return Standing.UNENDED
-    return Standing.STAYS if uri in {output.uri for output in result.outputs} else Standing.LEFT_OVER
+    return Standing.STAYS if uri in {output.uri for output in result.outputs} else Standing.LEFT
 
 
 def _writer(told: Mapping[str, str]) -> JobRef:
