@@ -33,21 +33,9 @@ def ended(works, batch):
     return {info.uri.removeprefix(prefix).split(".")[0] for info in works.store.list(prefix)}
 
 
-def claims(works, monkeypatch):
-    """The ids of jobs that are claimed from now on."""
-    claimed, claim = [], works.runner._ledger.claim
-
-    def noted(refs, **options):
-        claimed.extend(ref.job_id for ref in refs)
-        return claim(refs, **options)
-
-    monkeypatch.setattr(works.runner._ledger, "claim", noted)
-    return claimed
-
-
 def test_what_has_ended_is_counted_and_never_claimed_again(works, monkeypatch):
     batch, over = half_done(works, bad=range(3))
-    claimed, lists, real = claims(works, monkeypatch), [], works.store.list
+    claimed, lists, real = works.claims(monkeypatch), [], works.store.list
     monkeypatch.setattr(works.store, "list", lambda prefix: (lists.append(prefix), real(prefix))[1])
     summary = works.work_off(batch)
     assert summary.counts == {JobState.SUCCEEDED: 37, JobState.FAILED: 3}
@@ -70,7 +58,7 @@ def test_a_batch_that_was_all_done_but_summed_up_needs_no_worker(works, monkeypa
         while len(ended(works, batch)) < 20:
             works.turn()
         works.ledger._redis.flushall()
-    claimed = claims(works, monkeypatch)
+    claimed = works.claims(monkeypatch)
     assert works.work_off(batch).counts == {JobState.SUCCEEDED: 20}
     assert claimed == []
 
@@ -108,7 +96,7 @@ def test_retried_jobs_are_known_by_their_newest_generation(works, monkeypatch):
     assert batch.retry_failed() == 4
     works.ledger._redis.flushall()
     works.store.delete(keys.summary(works.root, "default", batch.id))
-    claimed = claims(works, monkeypatch)
+    claimed = works.claims(monkeypatch)
     assert works.work_off(batch).counts == {JobState.SUCCEEDED: 20}
     assert len(set(claimed)) == 4
 

@@ -16,15 +16,7 @@ def works(local_store, redis_url, tmp_path, monkeypatch):
 
 @pytest.fixture
 def claimed(works, monkeypatch):
-    """The ids of all jobs that a worker claims."""
-    ids, claim = [], works.runner._ledger.claim
-
-    def noted(refs, **options):
-        ids.extend(ref.job_id for ref in refs)
-        return claim(refs, **options)
-
-    monkeypatch.setattr(works.runner._ledger, "claim", noted)
-    return ids
+    return works.claims(monkeypatch)
 
 
 def refuse_bad(request):

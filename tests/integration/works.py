@@ -49,6 +49,17 @@ class Works(Bench):
             self.runner.run(refs)
         return bool(hints)
 
+    def claims(self, monkeypatch):
+        """A list, into which the id of every job goes that is claimed from now on."""
+        claimed, claim = [], self.runner._ledger.claim
+
+        def noted(refs, **options):
+            claimed.extend(ref.job_id for ref in refs)
+            return claim(refs, **options)
+
+        monkeypatch.setattr(self.runner._ledger, "claim", noted)
+        return claimed
+
     def work_off(self, batch, turns=300):
         for _ in range(turns):
             self.turn()
