@@ -24,9 +24,9 @@ EMBED, STATE, PATCHES = 24, 32, 5  # of the tiny image encoder: embedding, hidde
 KINDS = {"plain": lambda: files.plain(EMBED), "full": lambda: files.full(STATE), "plus": lambda: files.plus(STATE)}
 
 
-def made(*kinds: str):
+def made(*kinds: str, **changes):
     """Both UNets with adapters of these kinds, and the embeddings of two pictures for each."""
-    theirs, ours = pair(in_channels=9, **CROSS)
+    theirs, ours = pair(in_channels=9, **CROSS, **changes)
     torch.manual_seed(7)
     adapters = [files.groups(KINDS[kind](), WIDTHS) for kind in kinds]
     theirs._load_ip_adapter_weights([{g: dict(t) for g, t in adapter.items()} for adapter in adapters])

@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 
-from worker.engine.conditions import KeysValues, TimeStates
+from worker.engine.conditions import ImageKeysValues, KeysValues, TimeStates
 from worker.engine.errors import InvalidParameter
 from worker.engine.guidance import classifier_free_guidance
 from worker.engine.request import Request
 
 UNet = Callable[..., torch.Tensor]
+Conditions = tuple[TimeStates, KeysValues, Sequence[ImageKeysValues]]
 Key = tuple[Any, ...]
 Rows = Callable[[slice], AbstractContextManager[Any]]
 
@@ -52,6 +53,14 @@ def halves(request: Request, positive: torch.Tensor, negative: torch.Tensor | No
     return torch.cat([negative, positive]) if request.guided else positive
 
 
+def image_tokens(request: Request) -> list[torch.Tensor]:
+    """For each IP-Adapter its tokens ``[N or 2N, pictures, tokens, D]``; none without image prompts."""
+    negative = request.negative_ip_hidden_states
+    return [
+        halves(request, tokens, negative[i] if negative else None) for i, tokens in enumerate(request.ip_hidden_states)
+    ]
+
+
 def parts(rows: int, most_rows: int | None) -> Iterator[slice]:
     """The forwards that a batch is made in, each of at most `most_rows` rows (None: all)."""
     step = most_rows or rows
@@ -64,20 +73,17 @@ def predict(
     in_channels: int,
     most_rows: int | None = None,
     rows: Rows = all_alike,
-    conditions: tuple[TimeStates, KeysValues] | None = None,
+    conditions: Conditions | None = None,
 ) -> list[torch.Tensor]:
     """The model's guided output ``[N, C, h, w]`` for each of `requests`, all of one `group_key`.
 
     A forward takes at most `most_rows` rows (None: all). `rows` is entered around each forward with the slice of the
-    batch that it makes. `conditions`: what times and texts come to, a row for each of the batch, where it is known.
+    batch that it makes. `conditions`: what times, texts and, for each IP-Adapter, pictures come to, a row for each of
+    the batch, where it is known.
     """
     samples = [model_input(request, in_channels) for request in requests]
-    images = [
-        torch.cat([halves(r, r.ip_hidden_states[i], _at(r.negative_ip_hidden_states, i)) for r in requests])
-        for i in range(len(requests[0].ip_hidden_states))
-    ]
     sample = torch.cat(samples)
-    timestep, texts, condition = (*conditions, None) if conditions else _conditions(requests, samples)
+    timestep, texts, images, condition = (*conditions, None) if conditions else _conditions(requests, samples)
     made = []
     for part in parts(len(sample), most_rows):
         with rows(part):
@@ -87,7 +93,7 @@ def predict(
                     _rows(timestep, part),
                     encoder_hidden_states=_rows(texts, part),
                     timestep_cond=None if condition is None else condition[part],
-                    ip_hidden_states=[image[part] for image in images] or None,
+                    ip_hidden_states=[_rows(image, part) for image in images] or None,
                     ip_adapter_masks=requests[0].ip_adapter_masks or None,
                 )
             )
@@ -98,22 +104,21 @@ def predict(
 
 def _conditions(
     requests: Sequence[Request], samples: Sequence[torch.Tensor]
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Times ``[B]``, texts ``[B, L, D]`` and the guidance embedding of distilled UNets ``[B, …]``, as they are."""
+) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor], torch.Tensor | None]:
+    """Times ``[B]``, texts ``[B, L, D]``, for each IP-Adapter the tokens of pictures ``[B, pictures, tokens, D]``, and
+    the guidance embedding of distilled UNets ``[B, …]``, as they are.
+    """
     times = [r.scheduler.timestep(r.state).expand(len(s)) for r, s in zip(requests, samples, strict=True)]
     timestep = torch.cat([time.float() for time in times]) if len(times) > 1 else times[0]
     texts = torch.cat([halves(r, r.prompt_embeds, r.negative_prompt_embeds) for r in requests])
+    images = [torch.cat(tokens) for tokens in zip(*map(image_tokens, requests), strict=True)]
     if requests[0].timestep_cond is None:
-        return timestep, texts, None
-    return timestep, texts, torch.cat([twice(request, request.timestep_cond) for request in requests])
+        return timestep, texts, images, None
+    return timestep, texts, images, torch.cat([twice(request, request.timestep_cond) for request in requests])
 
 
-def _rows(batch: torch.Tensor | TimeStates | KeysValues, part: slice) -> Any:
+def _rows(batch: torch.Tensor | TimeStates | KeysValues | ImageKeysValues, part: slice) -> Any:
     return batch[part] if isinstance(batch, torch.Tensor) else batch.rows(part)
-
-
-def _at(sequence: tuple[torch.Tensor, ...], index: int) -> torch.Tensor | None:
-    return sequence[index] if sequence else None
 
 
 def _guided(request: Request, output: torch.Tensor) -> torch.Tensor:

@@ -19,8 +19,8 @@ import torch
 from worker.engine.batch_limit import BatchLimit
 from worker.engine.beginnings import Beginnings, admitted, same_reference
 from worker.engine.compiled import CompileMode
-from worker.engine.conditions import KeysValues, TimeStates
-from worker.engine.denoise import advance, group_key, predict
+from worker.engine.conditions import ImageKeysValues, KeysValues, TimeStates
+from worker.engine.denoise import Conditions, advance, group_key, predict
 from worker.engine.faults import DeviceLost, Fault, MemoryExhausted, fault_of, first_line, within_memory
 from worker.engine.listener import Listener
 from worker.engine.lora.choice import Costs
@@ -54,7 +54,7 @@ class InpaintEngine:
         self._swaps = Swaps(pipe.unet, pipe.text_encoder, self._watch.synchronize, self._listener.swapped)
         self.merger = self._swaps.merger
         self._turns = Turns(pipe.unet, self._swaps, pipe.vae_scale_factor, self._watch)
-        self._texts_of_batch: tuple[tuple[int, ...], KeysValues] | None = None
+        self._prompts_of_batch: tuple[tuple[int, ...], KeysValues, list[ImageKeysValues]] | None = None
         self._beginnings = Beginnings(pipe, self._swaps, self._watch)
         self._limit = BatchLimit()
         self._channels = pipe.unet.config.in_channels
@@ -286,13 +286,14 @@ class InpaintEngine:
             unet = self.pipe.unet if self._sliced else self._turns.network(turn)
             return predict(unet, requests, self._channels, self._limit.rows, rows, self._conditions(tickets))
 
-    def _conditions(self, tickets: Sequence[Ticket]) -> tuple[TimeStates, KeysValues]:
+    def _conditions(self, tickets: Sequence[Ticket]) -> Conditions:
         steps = [(ticket, ticket.request.step_index) for ticket in tickets]
         now = [ticket.times.rows(slice(i, i + 1)).repeated(ticket.rows) for ticket, i in steps]
         key = tuple(ticket.serial for ticket in tickets)
-        if self._texts_of_batch is None or self._texts_of_batch[0] != key:
-            self._texts_of_batch = key, KeysValues.cat([ticket.texts for ticket in tickets])
-        return TimeStates.cat(now), self._texts_of_batch[1]
+        if self._prompts_of_batch is None or self._prompts_of_batch[0] != key:
+            images = [ImageKeysValues.cat(each) for each in zip(*(ticket.images for ticket in tickets), strict=True)]
+            self._prompts_of_batch = key, KeysValues.cat([ticket.texts for ticket in tickets]), images
+        return TimeStates.cat(now), *self._prompts_of_batch[1:]
 
     def _work_of(self, tickets: Sequence[Ticket]) -> Work:
         return Work(*self._size(tickets[0]), sum(ticket.rows for ticket in tickets))

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 from torch import Tensor, nn
 
 from worker.engine.errors import CheckpointInvalid, InvalidParameter
-from worker.engine.ip_attention import ImageKeyValue, ImagePrompt, Scale
+from worker.engine.ip_attention import ImageKeyValue, ImagePrompt, ImageTokens, Scale
 from worker.engine.ip_projections import image_projection
 from worker.engine.model import check_tensors
 from worker.engine.weights_file import parse_safetensors, read_safetensors
@@ -116,7 +116,7 @@ class ImagePrompts:
         ]
 
     def image_prompts(
-        self, tokens: Sequence[Tensor] | None, masks: Sequence[Tensor | None] | None
+        self, tokens: Sequence[ImageTokens] | None, masks: Sequence[Tensor | None] | None
     ) -> list[ImagePrompt]:
         """The prompts that `forward` hands to its layers. Raises `InvalidParameter` if they do not belong together."""
         if tokens is None:
@@ -128,14 +128,15 @@ class ImagePrompts:
         if len(masks) != len(tokens):
             rule = f"has {len(masks)} entries and there are {len(tokens)} IP-Adapters: give one each"
             raise InvalidParameter("ip_adapter_masks", rule)
-        for given, mask in zip(tokens, masks, strict=True):
-            if mask is not None and (mask.ndim != 4 or given.ndim != 4 or mask.shape[1] != given.shape[1]):
+        prompts = [ImagePrompt(given, mask) for given, mask in zip(tokens, masks, strict=True)]
+        for prompt, mask in zip(prompts, masks, strict=True):
+            if mask is not None and (mask.ndim != 4 or mask.shape[1] != prompt.pictures):
                 raise InvalidParameter(
                     "ip_adapter_masks",
                     f"must be [1, pictures, height, width] for tokens [B, pictures, tokens, D], not {list(mask.shape)} "
-                    f"for {list(given.shape)}",
+                    f"for {'tokens of all' if prompt.pictures is None else prompt.pictures} pictures",
                 )
-        return [ImagePrompt(given, mask) for given, mask in zip(tokens, masks, strict=True)]
+        return prompts
 
     def _prompted_layers(self: Any) -> dict[str, Any]:
         """The layers that look at the text, in the order in which adapters number them."""

@@ -11,23 +11,33 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from worker.engine.conditions import ImageKeysValues
 from worker.engine.errors import InvalidParameter
 
 if TYPE_CHECKING:
     from worker.engine.attention import Attention
 
+ImageTokens: TypeAlias = Tensor | ImageKeysValues
+"""[B, tokens, D] or [B, pictures, tokens, D], or what the layers made of it."""
 Scale: TypeAlias = float | Sequence[float]  # one for all pictures of an adapter, or with masks one a picture
 
 
 @dataclass(frozen=True)
 class ImagePrompt:
-    """The tokens of one adapter's pictures, [B, tokens, D] or [B, pictures, tokens, D].
+    """One adapter's pictures.
 
     `masks` [1, pictures, H, W] in 0…1: where each picture has a say; then every picture is attended to by itself.
     """
 
-    tokens: Tensor
+    tokens: ImageTokens
     masks: Tensor | None = None
+
+    @property
+    def pictures(self) -> int | None:
+        """How many; None where they cannot be told apart."""
+        if isinstance(self.tokens, ImageKeysValues):
+            return self.tokens.pictures
+        return self.tokens.shape[1] if self.tokens.ndim == 4 else None
 
 
 class ImageKeyValue(nn.Module):
@@ -41,20 +51,30 @@ class ImageKeyValue(nn.Module):
 
     def forward(self, attended: Tensor, query: Tensor, prompt: ImagePrompt, layer: "Attention") -> Tensor:
         """`attended` [B, N, heads · d] with what the pictures add to it; `query` is [B, heads, N, d]."""
-        for scale, tokens, mask in self._shares(prompt):
-            key, value = layer.split_heads(self.to_k_ip(tokens)), layer.split_heads(self.to_v_ip(tokens))
+        for scale, picture, mask in self._shares(prompt):
+            key, value = map(layer.split_heads, self._looked_at(prompt.tokens, picture, layer.place))
             seen = layer.join_heads(layer.product(query, key, value))
             attended = attended + scale * (seen if mask is None else seen * token_mask(mask, query.shape[2]).to(seen))
         return attended
 
-    def _shares(self, prompt: ImagePrompt) -> Iterator[tuple[float, Tensor, Tensor | None]]:
-        """(scale, tokens [B, tokens, D], mask) of everything that is attended to by itself and counts."""
+    def keys_values(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """For `tokens` [B, tokens, D]: [B, tokens, heads · d] each."""
+        return self.to_k_ip(tokens), self.to_v_ip(tokens)
+
+    def _looked_at(self, tokens: ImageTokens, picture: int | None, place: int | None) -> tuple[Tensor, Tensor]:
+        """Keys and values of this picture, or of all together: made here, unless they were made before."""
+        if isinstance(tokens, ImageKeysValues):
+            return tokens.of(place) if picture is None else tokens.of_picture(place, picture)
+        return self.keys_values(tokens.flatten(1, -2) if picture is None else tokens[:, picture])
+
+    def _shares(self, prompt: ImagePrompt) -> Iterator[tuple[float, int | None, Tensor | None]]:
+        """(scale, picture, mask) of everything that is attended to by itself and counts; None: all pictures."""
         many = isinstance(self.scale, Sequence)
         if prompt.masks is None:
             if many:
                 raise InvalidParameter("scale", "of one number a picture needs `ip_adapter_masks`")
             if self.scale != 0:
-                yield self.scale, prompt.tokens.flatten(1, -2), None
+                yield self.scale, None, None
             return
         pictures = prompt.masks.shape[1]
         scales = self.scale if many else [self.scale] * pictures
@@ -62,7 +82,7 @@ class ImageKeyValue(nn.Module):
             raise InvalidParameter("scale", f"has {len(scales)} numbers and the adapter {pictures} pictures")
         if any(scales):
             for picture, scale in enumerate(scales):
-                yield scale, prompt.tokens[:, picture], prompt.masks[:, picture]
+                yield scale, picture, prompt.masks[:, picture]
 
 
 def token_mask(mask: Tensor, tokens: int) -> Tensor:

@@ -1,7 +1,7 @@
 """What the engine is asked to paint, what is in its hands, and what comes of it."""
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 
-from worker.engine.conditions import KeysValues, TimeStates
+from worker.engine.conditions import ImageKeysValues, KeysValues, TimeStates
 from worker.engine.lora import Adapter
 from worker.engine.prepare import Reading
 from worker.engine.request import Request
@@ -129,6 +129,8 @@ class Ticket:
     """Memory did not hold it beside others: it waits until it has the device to itself."""
     texts: KeysValues | None = None
     """What its texts come to in the UNet under its LoRAs, a row for each of its rows."""
+    images: Sequence[ImageKeysValues] = ()
+    """The same of the pictures it looks at, for each IP-Adapter."""
     times: TimeStates | None = None
     """The same of its times, a row for each evaluation."""
     serial: int = field(default_factory=_serials.__next__)

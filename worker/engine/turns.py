@@ -11,7 +11,7 @@ from typing import NamedTuple
 from torch import nn
 
 from worker.engine.compiled import CompiledUNet, CompileMode
-from worker.engine.denoise import Rows, all_alike, halves, parts
+from worker.engine.denoise import Rows, all_alike, halves, image_tokens, parts
 from worker.engine.lora.choice import Choice, Costs, Demand, choose
 from worker.engine.lora.measure import forward_of, measure
 from worker.engine.lora.mixed import MixedLoras
@@ -132,11 +132,13 @@ class Turns:
 
     def _condition(self, turn: Turn, acting) -> None:
         for ticket in turn.tickets:
-            if ticket.texts is None:
+            if ticket.times is None:  # which are made last
                 request = ticket.request
                 texts = halves(request, request.prompt_embeds, request.negative_prompt_embeds)
                 with acting(ticket, len(texts)):
                     ticket.texts = self._unet.text_keys_values(texts)
+                    if images := image_tokens(request):
+                        ticket.images = self._unet.image_keys_values(images)
                 condition = None if request.timestep_cond is None else request.timestep_cond[:1]
                 with acting(ticket, request.num_timesteps):
                     ticket.times = self._unet.time_states(request.state.schedule.float(), condition)

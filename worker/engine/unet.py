@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from worker.engine.attention import Attention
 from worker.engine.attention_settings import AttentionSettings
-from worker.engine.conditions import KeysValues, TimeStates
+from worker.engine.conditions import ImageKeysValues, KeysValues, TimeStates
 from worker.engine.errors import InvalidParameter
 from worker.engine.freeu import FreeU
 from worker.engine.ip_adapter import ImagePrompts
+from worker.engine.ip_attention import ImageTokens
 from worker.engine.layers import ResnetBlock2D, TimestepEmbedding, sinusoidal_embedding
 from worker.engine.model import Model
 from worker.engine.unet_blocks import DownBlock, MidBlock, UpBlock
@@ -50,7 +51,7 @@ class UNet2DConditionModel(ImagePrompts, AttentionSettings, Model):
         encoder_hidden_states: Tensor | KeysValues,
         *,
         timestep_cond: Tensor | None = None,
-        ip_hidden_states: Sequence[Tensor] | None = None,
+        ip_hidden_states: Sequence[ImageTokens] | None = None,
         ip_adapter_masks: Sequence[Tensor | None] | None = None,
     ) -> Tensor:
         """`sample` [B, in_channels, h, w] in the model's dtype, any h and w → [B, out_channels, h, w].
@@ -59,14 +60,16 @@ class UNet2DConditionModel(ImagePrompts, AttentionSettings, Model):
         of `time_states` for each row. `encoder_hidden_states`: [B, L, cross_attention_dim], or a row of
         `text_keys_values` for each row. `timestep_cond`: [B, time_cond_proj_dim].
         `ip_hidden_states`: for each IP-Adapter [B, pictures, tokens, cross_attention_dim], or [B, tokens, …] of all its
-        pictures together; None leaves adapters silent. `ip_adapter_masks`: for each [1, pictures, H, W], or None.
+        pictures together, or of `image_keys_values` a row for each row; None leaves adapters silent.
+        `ip_adapter_masks`: for each [1, pictures, H, W], or None.
 
         Raises `InvalidParameter` for a guidance embedding without its layer, or image prompts or rows that do not fit.
         """
         if self.config.center_input_sample:
             sample = 2 * sample - 1.0
-        for field, given in (("timestep", timestep), ("encoder_hidden_states", encoder_hidden_states)):
-            if isinstance(given, TimeStates | KeysValues) and len(given) != len(sample):
+        pictures = [("ip_hidden_states", each) for each in ip_hidden_states or ()]
+        for field, given in (("timestep", timestep), ("encoder_hidden_states", encoder_hidden_states), *pictures):
+            if isinstance(given, TimeStates | KeysValues | ImageKeysValues) and len(given) != len(sample):
                 raise InvalidParameter(field, f"has {len(given)} rows for a batch of {len(sample)}: give one each")
         time = self._time(timestep, timestep_cond, sample)
         text, images = encoder_hidden_states, self.image_prompts(ip_hidden_states, ip_adapter_masks)
@@ -94,9 +97,22 @@ class UNet2DConditionModel(ImagePrompts, AttentionSettings, Model):
     def text_keys_values(self, encoder_hidden_states: Tensor) -> KeysValues:
         """What `forward` takes in the place of these texts [B, L, D]: a row each, for this UNet's present weights."""
         pairs = [layer.keys_values(encoder_hidden_states) for layer in self._cross_attention_layers()]
-        none = encoder_hidden_states.new_empty(len(encoder_hidden_states), 0)  # where there is no such layer
-        values = torch.cat([none, *(part.flatten(1) for pair in pairs for part in pair)], dim=1)
-        return KeysValues(values, tuple(key.shape[2] for key, _ in pairs), encoder_hidden_states.shape[1])
+        return KeysValues.laid_out(pairs, encoder_hidden_states)
+
+    def image_keys_values(self, ip_hidden_states: Sequence[Tensor]) -> list[ImageKeysValues]:
+        """What `forward` takes in the place of these tokens, for each IP-Adapter that is loaded: a row for each row.
+
+        Scales and masks may change after. Raises `InvalidParameter` for more or fewer than there are adapters.
+        """
+        made = []
+        for number, prompt in enumerate(self.image_prompts(ip_hidden_states, None)):
+            tokens = prompt.tokens.flatten(1, -2)
+            pairs = [
+                layer.image_layers[number].keys_values(tokens) if layer.image_layers else (tokens[..., :0],) * 2
+                for layer in self._cross_attention_layers()
+            ]
+            made.append(ImageKeysValues.laid_out(pairs, tokens, pictures=prompt.pictures))
+        return made
 
     def conditioning_layers(self) -> Iterator[nn.Module]:
         """Every module that `time_states` and `text_keys_values` call, and `forward` with what they made does not."""
