@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any, cast
-
-import redis
+from typing import TYPE_CHECKING, Any, cast
 
 from farm import keys
 from farm.errors import FarmFull
 from farm.ledger import Batches, JobRef, Ledger, Window
 from farm.ledger.connection import mapped
+
+if TYPE_CHECKING:
+    from redis import Redis
 
 _ROOM_SECONDS = 1.0  # Redis is asked for its memory at most so often
 
@@ -19,7 +20,7 @@ _ROOM_SECONDS = 1.0  # Redis is asked for its memory at most so often
 class Index:
     """Raises QueueUnavailable when Redis does not answer."""
 
-    def __init__(self, client: redis.Redis):
+    def __init__(self, client: Redis):
         self.ledger, self.batches = Ledger(client), Batches(client)
         self._redis, self._room_seen = client, -_ROOM_SECONDS
 

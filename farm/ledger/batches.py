@@ -5,9 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
-from typing import Any, cast
-
-import redis
+from typing import TYPE_CHECKING, Any, cast
 
 from farm import keys
 from farm.errors import QuotaExceeded
@@ -17,13 +15,16 @@ from farm.ledger.records import BatchRecord, JobRef
 from farm.schemas import BatchFooter
 from farm.states import JobState
 
+if TYPE_CHECKING:
+    from redis import Redis
+
 _PAGE = 1000
 
 
 class Batches:
     """Raises QueueUnavailable when Redis does not answer."""
 
-    def __init__(self, client: redis.Redis):
+    def __init__(self, client: Redis):
         self._redis = client
         self._scripts = {
             name: client.register_script(scripts.PRELUDE + text)

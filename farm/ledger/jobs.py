@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, cast
-
-import redis
+from typing import TYPE_CHECKING, Any, cast
 
 from farm import keys
 from farm.ledger import scripts
@@ -13,13 +11,16 @@ from farm.ledger.connection import mapped
 from farm.ledger.records import Beat, Claim, JobRef, Outcome, new_owner
 from farm.states import JobState
 
+if TYPE_CHECKING:
+    from redis import Redis
+
 _SLICE = 1000  # rows a call: a script holds up everybody else for as long as it runs
 
 
 class Ledger:
     """Raises QueueUnavailable (retryable) when Redis does not answer."""
 
-    def __init__(self, client: redis.Redis, *, worker: str = ""):
+    def __init__(self, client: Redis, *, worker: str = ""):
         """`worker`: whose claims these are, for whoever asks which workers hold jobs."""
         self._redis, self._worker = client, worker
         self._scripts = {

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
-
-import redis
+from typing import TYPE_CHECKING, Any, cast
 
 from farm import keys
 from farm.ledger import scripts
 from farm.ledger.connection import mapped
 from farm.ledger.records import ROW_FIELDS, JobRef, worker_of
+
+if TYPE_CHECKING:
+    from redis import Redis
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Depths:
 class Window:
     """Raises QueueUnavailable when Redis does not answer."""
 
-    def __init__(self, client: redis.Redis):
+    def __init__(self, client: Redis):
         self._redis = client
         self._take_due = client.register_script(scripts.PRELUDE + scripts.TAKE_DUE)
         self._take_ready = client.register_script(scripts.PRELUDE + scripts.TAKE_READY)

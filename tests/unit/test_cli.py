@@ -56,7 +56,7 @@ def test_a_worker_without_redis_says_so(tmp_path):
 
 HEAVY = {
     "torch", "transformers", "safetensors", "numpy", "celery", "kombu", "boto3", "botocore", "PIL", "pyarrow",
-    "skimage", "prometheus_client", "rich", "click", "sqlite3", "worker",
+    "skimage", "prometheus_client", "rich", "click", "sqlite3", "worker", "redis", "opentelemetry",
 }  # fmt: skip
 
 
