@@ -2,7 +2,8 @@
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 
@@ -14,6 +15,8 @@ from worker.engine.lora.sets import Adapter
 from worker.engine.lora.targets import Target
 from worker.engine.lora.weights import LoraWeights
 from worker.engine.unet import UNet2DConditionModel
+
+_Name = TypeVar("_Name", bound=Hashable)
 
 _STRENGTH = 1e-3  # of a trial LoRA's factors: any numbers do, if they stay finite
 
@@ -39,7 +42,8 @@ def measure(
     """
     before = merger.adapters
     seconds = _Clock(unet.device, repeats)
-    step = {count: seconds(forward_of(unet, latent_size, tokens, count)) for count in rows}
+    steps = seconds.in_turns({count: forward_of(unet, latent_size, tokens, count) for count in rows})
+    step = {count: statistics.median(taken) for count, taken in steps.items()}
     merge, tax = {}, {}
     largest = max(rows)
     try:
@@ -51,8 +55,9 @@ def measure(
                 each = 2 if 2 * count <= largest else 1
                 arrangement = [(trial,) for trial in trials[:count] for _ in range(each)]
                 forward = forward_of(unet, latent_size, tokens, len(arrangement))
-                plain, added = seconds.compared(forward, _within(mixed, arrangement, forward))
-                tax[rank, count] = max(0.0, added / plain - 1) / share
+                both = seconds.in_turns({"plain": forward, "mixed": _within(mixed, arrangement, forward)})
+                ratio = statistics.median(a / b for a, b in zip(both["mixed"], both["plain"], strict=True))
+                tax[rank, count] = max(0.0, ratio - 1) / share
             mixed.forget()
     finally:
         merger.set_adapters(before)
@@ -70,10 +75,10 @@ class _Clock:
         taken = [self._once(do, before) for _ in range(self._repeats + 1)]
         return statistics.median(taken[1:])
 
-    def compared(self, one: Callable[[], object], two: Callable[[], object]) -> tuple[float, float]:
-        """Median seconds of both, made in turns, so that a machine that slows down slows both."""
-        pairs = [(self._once(one), self._once(two)) for _ in range(self._repeats + 1)][1:]
-        return statistics.median(a for a, _ in pairs), statistics.median(b for _, b in pairs)
+    def in_turns(self, contenders: Mapping[_Name, Callable[[], object]]) -> dict[_Name, list[float]]:
+        """Seconds of all, one after the other in each round, so that a machine that slows down slows all of them."""
+        rounds = [{name: self._once(do) for name, do in contenders.items()} for _ in range(self._repeats + 1)][1:]
+        return {name: [one[name] for one in rounds] for name in contenders}
 
     def _once(self, do: Callable[[], object], before: Callable[[], object] = lambda: None) -> float:
         before()
