@@ -139,6 +139,14 @@ FAULTS_AROUND: Final = {
             ("integration/test_if_exists.py::test_it_fails_by_default_and_skips_or_versions_when_told_to",),
         ),
         Fault(
+            "such a picture's job has not ended, or came to nothing",
+            "`OutputExists`, which says so and when to try again",
+            (
+                "integration/test_if_exists.py::test_a_picture_whose_job_has_not_ended_is_told_as_that",
+                "integration/test_if_exists.py::test_skip_counts_on_no_picture_that_its_job_did_not_come_to_name",
+            ),
+        ),
+        Fault(
             "a worker dies after the outputs, before the result",
             "the next attempt adopts them",
             (f"{ATTEMPTS}test_a_crash_between_outputs_and_result_adopts_the_outputs",),
