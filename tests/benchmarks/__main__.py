@@ -45,6 +45,8 @@ CPU = (
     Run("B6", "mixed_batch"),
     Run("B7", "replay"),
     Run("B8", "limit"),
+    Run("savings", "savings"),
+    Run("savings", "savings", ("--size", "small", "--side", "256", "--repeat", "20")),
     Run("farm", "farm_run"),
 )
 _CUDA = ("--device", "cuda", "--size", "full", "--side", "512")

@@ -49,7 +49,7 @@ def run(options: Options) -> Report:
     layout, note = better_layout(topology, options)
     with ExitStack() as stack:
         forwards = _ways(topology, stack, sample, time, text, kind, layout)
-        flops = {name: _flops(do) for name, do in forwards.items() if "packed" not in name}
+        flops = {name: count_flops(do) for name, do in forwards.items() if "packed" not in name}
         flops |= {name: flops[name.replace(", packed", "")] for name in forwards if name not in flops}
         theirs = next(name for name in forwards if name.startswith("diffusers"))
         expected = forwards[theirs]()
@@ -111,7 +111,8 @@ def _ways(
     return ways
 
 
-def _flops(do: Callable[[], object]) -> int:
+def count_flops(do: Callable[[], object]) -> int:
+    """Floating point operations of `do`: a multiplication and an addition are two."""
     with FlopCounterMode(display=False, custom_mapping=_MORE) as counter:
         do()
     return counter.get_total_flops()
