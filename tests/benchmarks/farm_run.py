@@ -7,8 +7,8 @@ All of it is real: Redis, a dispatcher and a worker as processes of their own, a
 makes every request at least `--store-delays` late (a body is late once more for each 64 kB). Jobs are a backlog, each
 with a picture, text, seed, steps, scheduler and one of eight LoRAs of its own. What is said is read from the worker's
 /metrics in `--repeat` windows that are `--seconds` long together. Each begins when jobs have ended one after the other
-for a while; between two windows the batch is paused, and when the worker has nothing left in hand, the bare loop of
-forwards on the same weights has the machine, which is not equally quick from minute to minute. In all windows:
+for a while, and each has a batch of its own; what is left of it is canceled, and then the bare loop of forwards on the
+same weights has the machine, which is not equally quick from minute to minute. In all windows:
 
 - the share of the wall by which `farm_engine_busy_seconds_total` grew
 - rows times steps a second (the sum of `farm_engine_batch_size`) beside the mean of the bare loops before and after
@@ -170,18 +170,15 @@ def _farm(
         ours.warm_up()
         bare = ours.bare_row_steps(what="the bare loop")
         jobs = _jobs(client, topology, options, bare)
-        batch = client.submit_batch(jobs)
-        windows = []
+        windows, results, each = [], [], len(jobs) // options.repeat
         for number in range(options.repeat):
-            batch.resume()
+            batch = client.submit_batch(jobs[number * each : (number + 1) * each])
             begun, ended = _window(farm, options, number)
-            batch.pause()
-            _until_idle(farm)
+            batch.cancel()
+            batch.wait(_PATIENCE)
+            results += [one for one in batch.results() if one.status is JobState.SUCCEEDED]
             bare, before_it = ours.bare_row_steps(what="the bare loop"), bare
             windows.append(Window(begun, ended, (before_it, bare)))
-        batch.cancel()
-        results = [one for one in batch.results() if one.status is JobState.SUCCEEDED]
-        batch.wait(_PATIENCE)
         gate = _painted_again(client, jobs, results)
         told = [line for line in farm.worker.log.read_text("utf-8").splitlines() if "measured:" in line]
     return windows, gate, told
@@ -203,8 +200,9 @@ def _jobs(client: Client, topology: Topology, options: Options, bare: float) -> 
         loras.append((put(f"lora-{number}.safetensors", data), sha256(data).hexdigest()))
     mask = put("mask.png", _png(Job(0, 1, options.side).mask))
     row_steps = 2 * sum(options.steps) / len(options.steps)
-    beside = (20 if options.size != "toy" else 200) * options.repeat  # those that end before a window, and after it
-    count = beside + int(options.size != "toy") * int(1.3 * options.seconds * bare / row_steps)
+    toy = options.size == "toy"
+    beside = (200 if toy else 20) * options.repeat  # those that end before a window, and are canceled after it
+    count = beside + (0 if toy else int(1.3 * options.seconds * bare / row_steps))
     progress, jobs = Progress("farm, its inputs", count, "pictures"), []
     for number in range(count):
         seed = 10_000 * options.seed + number
@@ -248,15 +246,6 @@ def _window(farm: EmbeddedFarm, options: Options, number: int) -> tuple[Reading,
             )
     _none_failed(farm, now)
     return begun, now
-
-
-def _until_idle(farm: EmbeddedFarm) -> None:
-    """Until no step was made for two seconds."""
-    steps, since = -1.0, time.monotonic()
-    while time.monotonic() - since < 2:
-        time.sleep(0.2)
-        if (now := Reading.of(farm).values["farm_engine_batch_size_count"]) != steps:
-            steps, since = now, time.monotonic()
 
 
 def _none_failed(farm: EmbeddedFarm, reading: Reading) -> None:

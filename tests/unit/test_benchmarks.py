@@ -15,6 +15,7 @@ from tests.benchmarks import (
     options,
     replay,
     report,
+    savings,
     soak,
     statistic,
     tax,
@@ -24,9 +25,10 @@ from tests.benchmarks.ours import Ours
 from tests.benchmarks.topologies import Topology
 from tests.benchmarks.work import Job, make_lora
 
-PROGRAMS = (new_lora, new_lora_jobs, tax, soak, formats, mixed_batch, replay, limit)
-# farm_run's processes alone take half a minute; what the others walk, the engine's tests and the gate below walk, too.
-LONG = (farm_run, new_lora, new_lora_jobs, soak)
+PROGRAMS = (new_lora, new_lora_jobs, tax, soak, formats, mixed_batch, replay, limit, savings)
+# farm_run's processes and savings' compiler take half a minute each; what the others walk, the engine's tests and the
+# gate below walk, too.
+LONG = (farm_run, new_lora, new_lora_jobs, savings, soak)
 RUNS = [pytest.param(one, marks=pytest.mark.full) if one in LONG else one for one in (*PROGRAMS, farm_run)]
 
 
@@ -135,7 +137,7 @@ def test_the_document_says_what_was_found_failed_and_was_not_run():
         "| B1, full at 128 px, float32 | fast | 2× | NOT reached |",
         "| B1, full at 128 px, float32 | equal outputs | hotswap: differs | FAILED |",
         "| B4 | it runs | ended with 1 | FAILED |",
-        "B2, B3, B4, B5, B6, B7, B8, farm: not run here.",
+        "B2, B3, B4, B5, B6, B7, B8, farm, savings: not run here.",
         "On a CUDA device (`make bench-gpu`: B1, B2, B6, B8 at 512²): not run here.",
     ):
         assert line in text
