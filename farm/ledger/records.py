@@ -43,7 +43,7 @@ ROW_FIELDS = tuple(one.name for one in fields(JobRef))[1:]
 
 class Outcome(StrEnum):
     CLAIMED = "claimed"
-    BUSY = "busy"  # another worker holds a living lease, or the job was ended just now
+    BUSY = "busy"  # another worker holds a living lease, the job was ended just now, or its batch is paused
     CANCELED = "canceled"  # claimed, but its batch was canceled: nothing but its end is left to write
 
 

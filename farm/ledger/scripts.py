@@ -69,6 +69,14 @@ local function make_ready(id, tenant, model, priority)
   end
 end
 
+-- Put a queued job of a paused batch aside: it comes back when the batch goes on.
+local function hold(id, tenant, batch, model)
+  redis.call('ZREM', HINTED .. model, id)
+  redis.call('ZREM', READY .. model .. ':' .. tenant, id)
+  redis.call('ZREM', DUE, id)
+  if redis.call('ZADD', HELD .. batch, 0, id) == 1 then lower(LIVE, tenant .. '/' .. model) end
+end
+
 local function requeue(id)
   local row = redis.call('HMGET', ROW .. id, 'tenant', 'model', 'priority')
   redis.call('HSET', ROW .. id, 'state', 'queued', 'owner', '')
@@ -155,7 +163,7 @@ return new
 
 # ARGV: owner, lease, (job_id, FIELDS…)* → (outcome, attempt, crashes, waited, saved)*
 # A row that is missing (Redis lost it, or the job has ended) is made from the hint; whoever claims it looks for a
-# result first. A hint of another generation than the row's comes too late.
+# result first. A hint of another generation than the row's comes too late, one from before a pause too early.
 CLAIM: Final = """
 local width, answer = #FIELDS + 1, {}
 for at = 3, #ARGV, width do
@@ -176,6 +184,12 @@ for at = 3, #ARGV, width do
     end
   elseif row[1] == 'ended' then
     outcome = 'busy'
+  else
+    local batch = redis.call('HMGET', BATCH .. ARGV[at + 2], 'paused', 'state')
+    if batch[1] == '1' and batch[2] ~= 'canceled' then
+      outcome = 'busy'
+      hold(id, ARGV[at + 1], ARGV[at + 2], model)
+    end
   end
   local attempt = 0
   if outcome ~= 'busy' then
@@ -303,8 +317,7 @@ while room > 0 do
       local row = redis.call('HMGET', ROW .. id, 'state', unpack(FIELDS))
       if row[1] == 'queued' then
         if redis.call('HGET', BATCH .. row[3], 'paused') == '1' then
-          redis.call('ZADD', HELD .. row[3], popped[i + 1], id)
-          lower(LIVE, tenant .. '/' .. model)
+          hold(id, tenant, row[3], model)
         else
           local looks = redis.call('HINCRBY', ROW .. id, 'looks', 1)
           redis.call('ZADD', HINTED .. model, now, id)

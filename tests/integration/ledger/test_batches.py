@@ -80,6 +80,30 @@ def test_a_paused_batch_is_not_hinted_until_it_goes_on(batches, ledger, window):
     assert batches.live() == {("default", MODEL): 5}
 
 
+def test_what_was_hinted_before_a_pause_does_not_begin_until_the_batch_goes_on(batches, ledger, window):
+    opened(batches)
+    assert set(take(window)) == {"0-0", "0-1", "1-0", "1-1"}
+    running, *hinted = (one for shard in SHARDS for one in shard)
+    owner = ledger.claim([running], lease_seconds=30)[0].owner
+    batches.pause("default", "batch", paused=True)
+    for _ in range(2):  # a hint may come twice
+        assert {claim.outcome for claim in ledger.claim(hinted, lease_seconds=30)} == {Outcome.BUSY}
+    assert ledger.beat([running], owner, lease_seconds=30) == [Beat.HELD]
+    assert batches.live() == {("default", MODEL): 1}
+    assert not take(window)
+    batches.pause("default", "batch", paused=False)
+    assert set(take(window)) == {one.job_id for one in hinted}
+    assert {claim.outcome for claim in ledger.claim(hinted, lease_seconds=30)} == {Outcome.CLAIMED}
+
+
+def test_of_a_batch_that_is_paused_and_canceled_claims_say_that_it_is_canceled(batches, ledger, window):
+    opened(batches)
+    take(window)
+    batches.pause("default", "batch", paused=True)
+    assert batches.cancel("batch")
+    assert ledger.claim([SHARDS[0][0]], lease_seconds=30)[0].outcome is Outcome.CANCELED
+
+
 def test_a_held_job_that_ends_is_not_taken_from_the_live_ones_again(batches, ledger, window):
     opened(batches)
     ledger.enqueue([ref("other", batch="single")])
