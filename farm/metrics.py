@@ -29,7 +29,7 @@ jobs = _counter("farm_jobs_total", "Jobs ended by this worker, by how.", ("model
 images = _counter("farm_images_total", "Pictures written.", ("model",))
 denoise_steps = _counter("farm_denoise_steps_total", "Denoising steps made, one a row.")
 job_seconds = _histogram("farm_job_seconds", "Seconds a job spent in each stage.", ("model", "stage"), buckets=_SECONDS)
-lora_swaps = _counter("farm_lora_swaps_total", "LoRA sets put on, by where they came from.", ("tier",))
+lora_swaps = _counter("farm_lora_swaps_total", "LoRA sets put on, one a job, by where they came from.", ("tier",))
 lora_swap_seconds = _histogram(
     "farm_lora_swap_seconds", "Seconds to put a LoRA set on the model.", buckets=_SWAP_SECONDS
 )
