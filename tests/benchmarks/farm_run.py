@@ -1,6 +1,6 @@
 """A farm at work: how much of a worker's wall is inside model forwards, with mixed LoRAs and a slow store.
 
-    python -m tests.benchmarks.farm_run [--seconds 600] [--repeat 5] [--size small] [--side 256]
+    python -m tests.benchmarks.farm_run [--seconds 600] [--repeat 3] [--size full] [--side 128]
                                         [--store-delays 0.1 0.1] [--out F]
 
 All of it is real: Redis, a dispatcher and a worker as processes of their own, and Ceph's radosgw behind a proxy that
@@ -49,7 +49,7 @@ from tests.faults.proxy import Proxy
 from tests.servers import ceph
 from tests.servers.s3 import S3Server, shared_radosgw, stop_shared
 
-DEFAULTS = Options(size="small", side=256, seconds=600, steps=(12, 16, 20, 30), ranks=(16,), store_delays=(0.1, 0.1))
+DEFAULTS = Options(size="full", side=128, repeat=3, seconds=600, steps=(12, 16, 20, 30), ranks=(16,), store_delays=(0.1, 0.1))
 LORAS = 8
 SCHEDULERS = ("ddim", "euler", "dpmpp_2m")
 AGAIN = 3  # pictures that are painted once more
