@@ -49,7 +49,9 @@ from tests.faults.proxy import Proxy
 from tests.servers import ceph
 from tests.servers.s3 import S3Server, shared_radosgw, stop_shared
 
-DEFAULTS = Options(size="full", side=128, repeat=3, seconds=600, steps=(12, 16, 20, 30), ranks=(16,), store_delays=(0.1, 0.1))
+DEFAULTS = Options(
+    size="full", side=128, repeat=3, seconds=600, steps=(12, 16, 20, 30), ranks=(16,), store_delays=(0.1, 0.1)
+)
 LORAS = 8
 SCHEDULERS = ("ddim", "euler", "dpmpp_2m")
 AGAIN = 3  # pictures that are painted once more
