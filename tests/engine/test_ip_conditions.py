@@ -204,6 +204,18 @@ def test_once_a_call_however_many_steps_and_whatever_beside(engine, each_step, c
         assert any("mixed" in one.lora_mode for one in painted)
 
 
+def test_what_loads_by_half_is_loaded_anew_for_the_next_call_and_not_looked_at_by_others(engine, monkeypatch):
+    plain = engine.submit(submission()).result(WAIT).request.latents
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.pipe, "set_ip_adapter_scale", lambda scale: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            engine.submit(looking(engine, scale=0.5)).result(WAIT)
+    half = engine.submit(looking(engine, scale=0.5)).result(WAIT).request.latents
+    assert torch.equal(engine.submit(submission()).result(WAIT).request.latents, plain)
+    assert torch.equal(engine.submit(looking(engine, scale=0.5)).result(WAIT).request.latents, half)
+    assert not torch.equal(engine.submit(looking(engine, scale=1.0)).result(WAIT).request.latents, half)
+
+
 def test_a_call_that_gives_way_goes_on_to_the_same_bits(engine):
     whole = engine.submit(looking(engine)).result(WAIT).request.latents
     stop = looking(engine, give_way=lambda ticket: ticket.request is not None and ticket.request.step_index == 2)

@@ -141,7 +141,7 @@ def test_the_document_says_what_was_found_failed_and_was_not_run():
         "On a CUDA device (`make bench-gpu`: B1, B2, B6, B8 at 512²): not run here.",
     ):
         assert line in text
-    assert {run.name for run in CPU} == {f"B{n}" for n in range(1, 9)} | {"farm"} and {run.name for run in GPU} == {
+    assert {run.name for run in CPU} == {f"B{n}" for n in range(1, 9)} | {"farm", "savings"} and {run.name for run in GPU} == {
         "B1", "B2", "B6", "B8"
     }  # fmt: skip
 

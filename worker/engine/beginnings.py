@@ -106,9 +106,13 @@ class Beginnings:
             self.pipe.unload_ip_adapter()
             self._image_prompt = None
         if prompt is not None:
-            self._image_prompt = prompt  # first, so that one that loads by half is unloaded
-            self.pipe.load_ip_adapter(prompt.groups, image_encoder_folder=None)
-            self.pipe.set_ip_adapter_scale(prompt.scale)
+            try:
+                self.pipe.load_ip_adapter(prompt.groups, image_encoder_folder=None)
+                self.pipe.set_ip_adapter_scale(prompt.scale)
+            except BaseException:
+                self.pipe.unload_ip_adapter()  # what was loaded by half
+                raise
+            self._image_prompt = prompt
 
 
 def same_reference(one: ImagePrompt | None, other: ImagePrompt | None) -> bool:
