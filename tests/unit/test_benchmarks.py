@@ -141,9 +141,8 @@ def test_the_document_says_what_was_found_failed_and_was_not_run():
         "On a CUDA device (`make bench-gpu`: B1, B2, B6, B8 at 512²): not run here.",
     ):
         assert line in text
-    assert {run.name for run in CPU} == {f"B{n}" for n in range(1, 9)} | {"farm", "savings"} and {run.name for run in GPU} == {
-        "B1", "B2", "B6", "B8"
-    }  # fmt: skip
+    assert {run.name for run in CPU} == {f"B{n}" for n in range(1, 9)} | {"farm", "savings"}
+    assert {run.name for run in GPU} == {"B1", "B2", "B6", "B8"}
 
 
 @pytest.mark.parametrize("run", [*CPU, *GPU], ids=lambda run: " ".join([run.module, *run.arguments]))
