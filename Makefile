@@ -15,7 +15,7 @@ help:
 	@echo "make test-full  the long grids as well"
 	@echo "make test-gpu   the tests that need a CUDA device"
 	@echo "make chaos      the farm under faults, SECONDS=600 SEED=1"
-	@echo "make bench      the engine beside diffusers, on two quiet cores in about 50 minutes; BENCH='B1 B4' or BENCH=farm for some"
+	@echo "make bench      the engine beside diffusers, on two quiet cores, an hour and a half by estimate; BENCH='B1 B4' or BENCH=farm for some"
 	@echo "make bench-gpu  the same on a CUDA device at 512 pixels"
 
 demo: $(VENV)/.demo
